@@ -1,0 +1,45 @@
+//! What the processor does for us that the language has no word for: prefetch, the time-stamp counter, and huge pages.
+//!
+//! One of the two places where `unsafe` may stand (the other is `xdp`).
+#![allow(unsafe_code)]
+
+/// Asks for the cache line at `line` to be brought close, for a read or a write soon. Never faults, changes nothing.
+#[inline(always)]
+pub fn prefetch<T>(line: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: PREFETCHT0 is a hint; it has no architectural effect and faults on no address, and this one is valid.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(core::ptr::from_ref(line).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// Asks the kernel to back memory that has not been touched yet with huge pages. A large table at random then costs
+/// one miss per access, not two. A hint: nothing happens where the kernel has none to give.
+pub fn advise_huge_pages<T>(memory: &mut [core::mem::MaybeUninit<T>]) {
+    const PAGE: usize = 4096;
+    let range = memory.as_mut_ptr_range();
+    let start = (range.start as usize).next_multiple_of(PAGE);
+    let end = range.end as usize / PAGE * PAGE;
+    if start >= end {
+        return;
+    }
+    // SAFETY: The pages from `start` to `end` lie within `memory`, which is borrowed mutably. MADV_HUGEPAGE changes
+    // neither their contents nor their protection; on failure nothing has changed.
+    unsafe {
+        libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
+    }
+}
+
+/// The processor's time-stamp counter, in its own ticks; 0 where there is none. For benchmarks, never for time-outs.
+#[inline]
+pub fn tsc() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: RDTSC exists on every x86-64 processor and only reads a register.
+    unsafe {
+        core::arch::x86_64::_rdtsc()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    0
+}

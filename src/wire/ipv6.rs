@@ -1,0 +1,60 @@
+//! IPv6 header fields (RFC 8200). Slices start at the header.
+
+use super::{Addr, get_u16, get_u32};
+
+/// Header length in bytes.
+pub const HEADER_LEN: usize = 40;
+/// Byte offset of the hop limit.
+pub const HOP_LIMIT_AT: usize = 7;
+/// Byte offset of the source address.
+pub const SRC_AT: usize = 8;
+/// Byte offset of the destination address.
+pub const DST_AT: usize = 24;
+
+/// Version field.
+#[inline]
+pub fn version(ip: &[u8]) -> u8 {
+    ip[0] >> 4
+}
+
+/// Traffic class, whole byte (DSCP and ECN).
+#[inline]
+pub fn traffic_class(ip: &[u8]) -> u8 {
+    ip[0] << 4 | ip[1] >> 4
+}
+
+/// Flow label, 20 bits.
+#[inline]
+pub fn flow_label(ip: &[u8]) -> u32 {
+    get_u32(ip, 0) & 0x000f_ffff
+}
+
+/// Payload length in bytes: all that follows the fixed header.
+#[inline]
+pub fn payload_len(ip: &[u8]) -> u16 {
+    get_u16(ip, 4)
+}
+
+/// Next header.
+#[inline]
+pub fn next_header(ip: &[u8]) -> u8 {
+    ip[6]
+}
+
+/// Hop limit.
+#[inline]
+pub fn hop_limit(ip: &[u8]) -> u8 {
+    ip[HOP_LIMIT_AT]
+}
+
+/// Source address.
+#[inline]
+pub fn src(ip: &[u8]) -> Addr {
+    Addr::read_v6(ip, SRC_AT)
+}
+
+/// Destination address.
+#[inline]
+pub fn dst(ip: &[u8]) -> Addr {
+    Addr::read_v6(ip, DST_AT)
+}
