@@ -11,5 +11,7 @@ pub mod verdict;
 
 pub mod device;
 
+pub mod xdp;
+
 pub mod packet;
 pub mod rewrite;

@@ -1,0 +1,360 @@
+//! Opening the two ports: which mode works on them, and which worker gets which of their queues.
+//!
+//! A mode is tried whole: the program attached to both ports, a umem, a socket on every receive queue of both. Either all
+//! of it works, or all of it is undone and the next mode is tried; an attachment that the next mode can use stays, because
+//! attaching resets some network cards.
+
+use super::program::{Attachment, Hook, Program};
+use super::socket::{Binding, XdpQueue, bind_error, patiently};
+use super::umem::{HEADROOM, Owner, Umem};
+use super::{EdgeConfig, EdgeError, EdgeReport, Interface, MAX_PUNTERS, MAX_QUEUES, Mode, WorkerQueues};
+use crate::device::{Device, FramePool, PortId};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a busy queue is tried again: the kernel frees it some time after its last owner has gone.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for the anchor, which can be done without: another xrouter in the namespace may hold its place for good.
+const ANCHOR_PATIENCE: Duration = Duration::from_secs(3);
+/// The kernel's number for "operation not supported" where POSIX has none. Some drivers answer with it.
+const ENOTSUPP: i32 = 524;
+/// Bytes of a huge page.
+const HUGE_PAGE: u32 = 2 << 20;
+/// Bytes of the longest layer-2 header a frame comes with: Ethernet and one tag.
+const LAYER2: u32 = 18;
+
+/// What was opened of one port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortReport {
+    /// The interface.
+    pub name: String,
+    /// Its driver.
+    pub driver: String,
+    /// Where the program hangs.
+    pub hook: Hook,
+    /// Receive queues, each with a socket.
+    pub queues: u32,
+    /// Whether the kernel says that the sockets don't copy.
+    pub zero_copy: bool,
+}
+
+/// Reads both interfaces and checks that they can be ports.
+pub(super) fn interfaces(config: &EdgeConfig) -> Result<[Interface; PortId::COUNT], EdgeError> {
+    let [lan, wan] = &config.ports;
+    let interfaces = [Interface::read(lan)?, Interface::read(wan)?];
+    if interfaces[0].ifindex == interfaces[1].ifindex {
+        return Err(EdgeError::SameInterface { name: lan.clone() });
+    }
+    for interface in &interfaces {
+        if interface.loopback {
+            return Err(EdgeError::setting(format!("{} is the loopback: it can't be a port", interface.name)));
+        }
+        if !interface.up {
+            return Err(EdgeError::Down { name: interface.name.clone() });
+        }
+    }
+    Ok(interfaces)
+}
+
+/// Checks that every worker gets a queue of each port.
+pub(super) fn check_queues(config: &EdgeConfig, interfaces: &[Interface]) -> Result<(), EdgeError> {
+    if config.workers == 0 || config.workers > MAX_PUNTERS {
+        return Err(EdgeError::setting(format!("{} workers: 1 to {MAX_PUNTERS} are possible", config.workers)));
+    }
+    for interface in interfaces {
+        let (name, queues) = (&interface.name, interface.rx_queues);
+        if queues > MAX_QUEUES {
+            return Err(EdgeError::setting(format!(
+                "{name} has {queues} receive queues, more than {MAX_QUEUES}: `ethtool -L {name} combined {MAX_QUEUES}`"
+            )));
+        }
+        if config.workers > queues as usize {
+            return Err(EdgeError::setting(format!(
+                "{} workers need as many receive queues, {name} has {queues}: \
+                 fewer workers, or `ethtool -L {name} combined {}` if it can",
+                config.workers, config.workers
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Attached and bound, but with empty rings: no packet moves yet.
+#[derive(Debug)]
+pub(super) struct Opened {
+    mode: Mode,
+    refused: Vec<String>,
+    notes: Vec<String>,
+    // The order matters on drop: off the interfaces first, then the sockets, then the umem.
+    attachments: Vec<Attachment>,
+    queues: Vec<XdpQueue>,
+    umem: Arc<Umem>,
+    anchored: bool,
+}
+
+/// What the workers will own.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub attachments: Vec<Attachment>,
+    pub queues: Vec<WorkerQueues>,
+    pub umem: Arc<Umem>,
+}
+
+/// Attaches and binds in the mode asked for, or in the best that works.
+pub(super) fn open(
+    config: &EdgeConfig,
+    interfaces: &[Interface; PortId::COUNT],
+    program: &Program,
+) -> Result<Opened, EdgeError> {
+    let tried: &[Mode] = match config.mode {
+        Mode::Auto => &[Mode::ZeroCopy, Mode::Copy, Mode::Generic],
+        Mode::ZeroCopy => &[Mode::ZeroCopy],
+        Mode::Copy => &[Mode::Copy],
+        Mode::Generic => &[Mode::Generic],
+    };
+    let mut attachments: Vec<Attachment> = Vec::new();
+    let mut refused = Vec::new();
+    for mode in tried {
+        let hook = if *mode == Mode::Generic { Hook::Generic } else { Hook::Native };
+        match attach(program, interfaces, hook, &mut attachments)? {
+            Err(reason) => refused.push(format!("{mode}: {reason}")),
+            Ok(()) => match bind_all(config, interfaces, *mode)? {
+                Err(reason) => refused.push(format!("{mode}: {reason}")),
+                Ok((umem, queues, anchored)) => {
+                    let notes = Vec::new();
+                    return Ok(Opened { mode: *mode, refused, notes, attachments, queues, umem, anchored });
+                }
+            },
+        }
+    }
+    refused.dedup();
+    Err(EdgeError::Refused { mode: config.mode, reasons: refused })
+}
+
+/// Attaches the program to both ports at `hook`, keeping what is attached there already. The inner error is a sentence
+/// why this hook is not to be had; the outer one ends the start.
+fn attach(
+    program: &Program,
+    interfaces: &[Interface],
+    hook: Hook,
+    attachments: &mut Vec<Attachment>,
+) -> Result<Result<(), String>, EdgeError> {
+    if attachments.len() == interfaces.len() && attachments.iter().all(|attachment| attachment.hook() == hook) {
+        return Ok(Ok(()));
+    }
+    attachments.clear();
+    for interface in interfaces {
+        match program.attach(interface, hook) {
+            Ok(attachment) => attachments.push(attachment),
+            Err(EdgeError::System { source, .. }) if hook == Hook::Native => {
+                attachments.clear();
+                return Ok(Err(native_refusal(interface, &source)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn native_refusal(interface: &Interface, error: &io::Error) -> String {
+    let (name, driver) = (&interface.name, driver(interface));
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | ENOTSUPP) => format!("the driver of {name}{driver} has no native XDP"),
+        Some(libc::EINVAL | libc::ERANGE | libc::EFBIG) => format!(
+            "the driver of {name}{driver} refuses XDP with its present settings ({error}): \
+             its MTU of {} may be too large, or LRO or GRO-HW be on",
+            interface.mtu
+        ),
+        Some(libc::ENOMEM | libc::ENOSPC) => {
+            format!("the driver of {name}{driver} has no rings or memory left for XDP ({error}): fewer queues may help")
+        }
+        _ => format!("native XDP on {name}{driver}: {error}"),
+    }
+}
+
+fn driver(interface: &Interface) -> String {
+    if interface.driver.is_empty() { String::new() } else { format!(" ({})", interface.driver) }
+}
+
+type Bound = (Arc<Umem>, Vec<XdpQueue>, bool);
+
+/// Binds a socket to every queue of both ports. The inner error is a sentence why the mode is not to be had.
+fn bind_all(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> Result<Result<Bound, String>, EdgeError> {
+    let frame_size = frame_size(config, interfaces, mode);
+    if mode == Mode::ZeroCopy
+        && frame_size < 4096
+        && let Some(igb) = interfaces.iter().find(|interface| interface.driver == "igb")
+    {
+        let name = &igb.name;
+        return Ok(Err(format!("the driver of {name} (igb) cuts packets in two with frames of {frame_size} bytes")));
+    }
+    let sockets: u32 = interfaces.iter().map(|interface| interface.rx_queues).sum();
+    // Whole huge pages, whether there are any or not.
+    let count = frames(config, sockets)?.next_multiple_of(HUGE_PAGE / frame_size.max(1));
+    let (umem, anchored) = umem(config, count, frame_size, mode)?;
+    let mut queues = Vec::with_capacity(sockets as usize);
+    for (port, interface) in PortId::ALL.into_iter().zip(interfaces) {
+        for queue in 0..interface.rx_queues {
+            let binding = Binding {
+                port,
+                name: &interface.name,
+                queue,
+                number: queues.len() as u16,
+                first: (queues.is_empty() && !anchored).then_some(mode),
+                rx_size: config.rx_ring,
+                tx_size: config.tx_ring,
+                busy_poll: config.busy_poll,
+            };
+            match patiently(PATIENCE, || XdpQueue::bind(&umem, &binding)) {
+                Ok(socket) => queues.push(socket),
+                Err(error) if mode == Mode::ZeroCopy && is_refusal(&error) => {
+                    return Ok(Err(zero_copy_refusal(interface, &error)));
+                }
+                Err(error) => return Err(bind_error(&binding, error)),
+            }
+        }
+    }
+    debug_assert!(queues.len() < usize::from(Owner::SOCKETS));
+    if mode == Mode::ZeroCopy
+        && let Some(copying) = queues.iter().find(|queue| !queue.zero_copy())
+    {
+        return Ok(Err(format!("the kernel bound {} in zero-copy mode, but copies", copying.name())));
+    }
+    Ok(Ok((umem, queues, anchored)))
+}
+
+/// A umem, and whether it hangs on an anchor. Zero-copy is what the first socket makes it, so that has to be a port's.
+fn umem(config: &EdgeConfig, count: u32, frame_size: u32, mode: Mode) -> Result<(Arc<Umem>, bool), EdgeError> {
+    let new = || Umem::new(count, frame_size, config.rx_ring, config.tx_ring);
+    let umem = new()?;
+    if mode == Mode::ZeroCopy {
+        return Ok((Arc::new(umem), false));
+    }
+    if patiently(ANCHOR_PATIENCE, || umem.anchor()).is_ok() {
+        return Ok((Arc::new(umem), true));
+    }
+    // libxdp has given the failed socket's small rings to the umem: it can't be used for another.
+    drop(umem);
+    Ok((Arc::new(new()?), false))
+}
+
+/// Whether the error is the driver's no to zero-copy. (virtio without an IOMMU says EINVAL.)
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | ENOTSUPP | libc::EINVAL | libc::ENOMEM | libc::ENOSPC))
+}
+
+fn zero_copy_refusal(interface: &Interface, error: &io::Error) -> String {
+    let (name, driver) = (&interface.name, driver(interface));
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | ENOTSUPP) => format!("the driver of {name}{driver} has no zero-copy"),
+        Some(libc::EINVAL) if interface.driver == "virtio_net" => format!(
+            "the driver of {name}{driver} has no zero-copy on this device: it needs a virtual IOMMU (iommu_platform=on)"
+        ),
+        _ => format!("the driver of {name}{driver} refuses zero-copy: {error}"),
+    }
+}
+
+/// The frame size to use: what was asked for, or 4096 where a driver or MTU needs it, else 2048.
+fn frame_size(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> u32 {
+    if config.frame_size != 0 {
+        return config.frame_size;
+    }
+    let needs_more = |interface: &Interface| {
+        interface.mtu + LAYER2 > 2048 - HEADROOM as u32 || mode == Mode::ZeroCopy && interface.driver == "igb"
+    };
+    if interfaces.iter().any(needs_more) { 4096 } else { 2048 }
+}
+
+/// Frames in all: enough for all rings, and half as many again for packets between them.
+fn frames(config: &EdgeConfig, sockets: u32) -> Result<u32, EdgeError> {
+    let rings = sockets * (config.rx_ring + config.tx_ring);
+    if config.frames == 0 {
+        return Ok(rings + rings / 2);
+    }
+    let asked = config.frames.saturating_mul(config.workers as u32);
+    // Short of this a port that is down or slow could keep every frame, and the other would starve.
+    let least = rings + 64 * config.workers as u32;
+    if asked < least {
+        let (workers, least) = (config.workers as u32, least.div_ceil(config.workers as u32));
+        return Err(EdgeError::setting(format!(
+            "{} frames for each of {workers} workers are too few for the rings of {sockets} queues: at least {least}",
+            config.frames
+        )));
+    }
+    Ok(asked)
+}
+
+impl Opened {
+    pub(super) fn report(&self, config: &EdgeConfig, interfaces: &[Interface; PortId::COUNT]) -> EdgeReport {
+        let mut notes = self.notes.clone();
+        let room = self.umem.frame_size() - HEADROOM;
+        for interface in interfaces {
+            if (interface.mtu + LAYER2) as usize > room {
+                let (name, mtu) = (&interface.name, interface.mtu);
+                notes.push(format!("{name} has an MTU of {mtu}: packets over {room} bytes are dropped when received"));
+            }
+        }
+        if self.mode == Mode::Generic {
+            notes.push(
+                "generic mode sees what a veth neighbour sends before it is cut to size: turn its TSO off".into(),
+            );
+        }
+        if config.busy_poll.is_some() && !self.queues.iter().all(XdpQueue::busy_poll) {
+            notes.push("the kernel does not take preferred busy polling (Linux 5.11 or newer is needed)".to_string());
+        }
+        let ports = [PortId::LAN, PortId::WAN].map(|port| {
+            let (interface, mut queues) = (&interfaces[port.index()], self.queues.iter());
+            PortReport {
+                name: interface.name.clone(),
+                driver: interface.driver.clone(),
+                hook: self.attachments[port.index()].hook(),
+                queues: interface.rx_queues,
+                zero_copy: queues.any(|queue| queue.port() == port && queue.zero_copy()),
+            }
+        });
+        EdgeReport {
+            mode: self.mode,
+            refused: self.refused.clone(),
+            ports,
+            huge_pages: self.umem.huge_pages(),
+            frame_size: self.umem.frame_size() as u32,
+            frames: self.umem.frames() as u32,
+            anchored: self.anchored,
+            busy_poll: self.queues.iter().all(XdpQueue::busy_poll),
+            notes,
+        }
+    }
+
+    /// Shares queues and frames among the workers, fills the rings and gives the program the sockets: packets move.
+    pub(super) fn share(
+        self,
+        config: &EdgeConfig,
+        interfaces: &[Interface; PortId::COUNT],
+        program: &Program,
+    ) -> Result<Shared, EdgeError> {
+        let mut workers: Vec<WorkerQueues> = (0..config.workers)
+            .map(|_| WorkerQueues { ports: [Vec::new(), Vec::new()], pool: FramePool::new() })
+            .collect();
+        let sockets: u32 = interfaces.iter().map(|interface| interface.rx_queues).sum();
+        let mut frames = self.umem.tokens().into_iter();
+        // A worker's share is by its sockets: with 3 queues and 2 workers, one has twice as many.
+        let each = frames.len() / sockets as usize;
+        for queue in self.queues {
+            let worker = &mut workers[queue.queue() as usize % config.workers];
+            frames.by_ref().take(each).for_each(|frame| worker.pool.put(frame));
+            worker.ports[queue.port().index()].push(queue);
+        }
+        for (number, frame) in frames.enumerate() {
+            workers[number % config.workers].pool.put(frame);
+        }
+        for worker in &mut workers {
+            for queue in worker.ports.iter_mut().flatten() {
+                queue.refill(&mut worker.pool);
+                queue.kick().map_err(|error| EdgeError::system(format!("start {}", queue.name()), error))?;
+                program.set_socket(queue.port(), queue.queue(), queue.fd())?;
+            }
+        }
+        Ok(Shared { attachments: self.attachments, queues: workers, umem: self.umem })
+    }
+}
