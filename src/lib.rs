@@ -15,3 +15,5 @@ pub mod xdp;
 
 pub mod packet;
 pub mod rewrite;
+
+pub mod conntrack;

@@ -1,0 +1,502 @@
+//! All confirmed connections of one shard: [`Table`], records and the index that finds them by either tuple.
+//!
+//! Everything is allocated once. Records lie in one array; free ones are chained. The index is an array of buckets of
+//! one cache line, each with ten slots: a 16-bit tag taken from the key's hash, and the record's number with the
+//! direction of the key in its top bit. A key lives in its home bucket or, when that is full, in one of the next
+//! [`REACH_MAX`]; the home bucket counts the keys that had to go elsewhere and how far, so a lookup reads one bucket
+//! unless its home has overflowed, and a miss does not wander. Deleting empties the slot: no tombstones, nothing is ever
+//! moved, no pause at any size.
+//!
+//! The index has six slots in ten taken when the table is full (two keys per connection). Then about one home bucket in
+//! twenty-five has overflowed; that a key finds all of its nine buckets full does not happen in practice (a test fills a
+//! table to the brim) and is an error, not a loop.
+//!
+//! Hash: addresses, ports, protocol and zone are folded through keyed 64x64-bit multiplications (as wyhash and ahash
+//! do), 3 to 4 ns. Keys are chosen by attackers, so the key is a secret of this boot: without it nobody can choose
+//! tuples that share a bucket. SipHash, which Linux uses, would cost several times more and protect hash values
+//! that are seen from outside, which these never are.
+//!
+//! Invariants: a record is CONFIRMED exactly when both its keys are in the index; each key is there once.
+
+use super::conn::{Conn, ConnId, END};
+use super::tuple::{CtStatus, Direction, Tuple};
+use crate::arch;
+
+/// Slots in a bucket.
+const SLOTS: usize = 10;
+/// Slots per bucket that are taken when the table is full.
+const SLOTS_FILLED: usize = 6;
+/// How many buckets beyond its home a key may live.
+const REACH_MAX: usize = 8;
+/// A slot without a key.
+const EMPTY: u32 = u32::MAX;
+/// The direction bit of a slot.
+const REPLY_BIT: u32 = 1 << 31;
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Bucket {
+    slots: [u32; SLOTS],
+    tags: [u16; SLOTS],
+    /// Keys at home here that live in a later bucket.
+    overflow: u16,
+    /// The farthest of them; 0 again when there are none.
+    reach: u16,
+}
+
+impl Bucket {
+    const EMPTY: Bucket = Bucket { slots: [EMPTY; SLOTS], tags: [0; SLOTS], overflow: 0, reach: 0 };
+
+    /// One bit for each slot whose tag is `tag`. Empty slots have tag 0, which no key has.
+    #[inline]
+    fn matches(&self, tag: u16) -> u32 {
+        let mut mask = 0;
+        for (lane, &candidate) in self.tags.iter().enumerate() {
+            mask |= u32::from(candidate == tag) << lane;
+        }
+        mask
+    }
+}
+
+/// The index has no room within reach of one of the keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IndexFull;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Table {
+    keys: [u64; 5],
+    buckets: Vec<Bucket>,
+    records: Vec<Conn>,
+    free: u32,
+    len: usize,
+}
+
+/// `a * b` in 128 bits, its halves xored.
+#[inline(always)]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+/// Five independent keys from a 128-bit secret (splitmix64's output function).
+fn spread(secret: [u64; 2]) -> [u64; 5] {
+    let mut state = secret[0];
+    core::array::from_fn(|_| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state ^ secret[1].rotate_left(29);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    })
+}
+
+/// `count` copies of `value`, on huge pages if there are any.
+fn allocate<T: Copy>(count: usize, value: T) -> Vec<T> {
+    let mut memory = Vec::with_capacity(count);
+    arch::advise_huge_pages(memory.spare_capacity_mut());
+    memory.resize(count, value);
+    memory
+}
+
+impl Table {
+    /// A table for `capacity` connections, all memory allocated and touched.
+    ///
+    /// # Panics
+    /// When the capacity is 0 or above [`super::Settings::MAX_LIMIT`].
+    pub fn new(capacity: usize, secret: [u64; 2]) -> Table {
+        assert!((1..=super::Settings::MAX_LIMIT).contains(&capacity), "table capacity {capacity} out of range");
+        let buckets = (2 * capacity).div_ceil(SLOTS_FILLED).max(REACH_MAX + 1);
+        let mut records = allocate(capacity, Conn::FREE);
+        for (index, conn) in records.iter_mut().enumerate() {
+            conn.nat = if index + 1 < capacity { index as u32 + 1 } else { END };
+        }
+        Table { keys: spread(secret), buckets: allocate(buckets, Bucket::EMPTY), records, free: 0, len: 0 }
+    }
+
+    /// The keyed hash of a tuple.
+    #[inline]
+    pub fn hash(&self, tuple: &Tuple) -> u64 {
+        let (src_hi, src_lo) = tuple.src.words();
+        let (dst_hi, dst_lo) = tuple.dst.words();
+        let rest = u64::from(tuple.sport) << 48
+            | u64::from(tuple.dport) << 32
+            | u64::from(tuple.zone) << 16
+            | u64::from(tuple.family as u8) << 8
+            | u64::from(tuple.proto);
+        let [a, b, c, d, e] = self.keys;
+        let src = fold(src_hi ^ a, src_lo ^ b);
+        let dst = fold(dst_hi ^ c, dst_lo ^ d);
+        // Different rotations: the hash must tell a tuple from its inverse.
+        fold(fold(src.rotate_left(17) ^ rest, dst ^ e) ^ a, src.wrapping_add(dst.rotate_left(32)) ^ c)
+    }
+
+    #[inline]
+    fn home(&self, hash: u64) -> usize {
+        ((u128::from(hash) * self.buckets.len() as u128) >> 64) as usize
+    }
+
+    /// The bucket `distance` beyond `home`.
+    #[inline]
+    fn beyond(&self, home: usize, distance: usize) -> usize {
+        let at = home + distance;
+        if at < self.buckets.len() { at } else { at - self.buckets.len() }
+    }
+
+    #[inline]
+    fn tag(hash: u64) -> u16 {
+        (hash as u16).max(1)
+    }
+
+    /// Asks for the home bucket of a key to be brought close.
+    #[inline]
+    pub fn prefetch_bucket(&self, hash: u64) {
+        arch::prefetch(&self.buckets[self.home(hash)]);
+    }
+
+    /// Asks for the records that may have this key to be brought close (both cache lines). Reads the home bucket only.
+    #[inline]
+    pub fn prefetch_conn(&self, hash: u64) {
+        let bucket = &self.buckets[self.home(hash)];
+        let mut mask = bucket.matches(Table::tag(hash));
+        while mask != 0 {
+            let slot = bucket.slots[mask.trailing_zeros() as usize];
+            let conn = &self.records[(slot & !REPLY_BIT) as usize];
+            arch::prefetch(conn);
+            arch::prefetch(&conn.track);
+            mask &= mask - 1;
+        }
+    }
+
+    /// The connection that has this key, and the direction of the key. Knows nothing of time.
+    #[inline]
+    pub fn find(&self, tuple: &Tuple, hash: u64) -> Option<(ConnId, Direction)> {
+        let home = self.home(hash);
+        let tag = Table::tag(hash);
+        let reach = usize::from(self.buckets[home].reach);
+        for distance in 0..=reach {
+            let bucket = &self.buckets[self.beyond(home, distance)];
+            let mut mask = bucket.matches(tag);
+            while mask != 0 {
+                let slot = bucket.slots[mask.trailing_zeros() as usize];
+                mask &= mask - 1;
+                let direction = if slot & REPLY_BIT == 0 { Direction::Original } else { Direction::Reply };
+                let id = ConnId(slot & !REPLY_BIT);
+                if self.records[id.index()].tuple(direction) == *tuple {
+                    return Some((id, direction));
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts a copy of `conn` into the table, findable by both tuples, and marks it CONFIRMED. Neither key may be there
+    /// yet, and the table may not be full.
+    ///
+    /// # Errors
+    /// [`IndexFull`]; nothing has changed then.
+    ///
+    /// # Panics
+    /// When the table is full: the caller has looked.
+    pub fn insert(&mut self, conn: &Conn) -> Result<ConnId, IndexFull> {
+        assert!(self.free != END, "insert into a full table");
+        let id = ConnId(self.free);
+        // A tuple that is its own inverse is found as a reply, as in Linux: its key goes in first.
+        self.insert_key(id, conn, Direction::Reply)?;
+        if let Err(full) = self.insert_key(id, conn, Direction::Original) {
+            self.remove_key(id, conn, Direction::Reply);
+            return Err(full);
+        }
+        let record = &mut self.records[id.index()];
+        self.free = record.nat;
+        // The wheel may still hold the record from its former life.
+        let link = record.link;
+        *record = Conn { status: conn.status.with(CtStatus::CONFIRMED), link, nat: END, ..*conn };
+        self.len += 1;
+        Ok(id)
+    }
+
+    /// Takes a connection out. It must be confirmed.
+    pub fn remove(&mut self, id: ConnId) {
+        let conn = self.records[id.index()];
+        assert!(conn.is_confirmed(), "removing a free record");
+        self.remove_key(id, &conn, Direction::Reply);
+        self.remove_key(id, &conn, Direction::Original);
+        let record = &mut self.records[id.index()];
+        record.status = CtStatus::default();
+        record.nat = self.free;
+        self.free = id.0;
+        self.len -= 1;
+    }
+
+    fn insert_key(&mut self, id: ConnId, conn: &Conn, direction: Direction) -> Result<(), IndexFull> {
+        let hash = self.hash(&conn.tuple(direction));
+        let home = self.home(hash);
+        for distance in 0..=REACH_MAX {
+            let at = self.beyond(home, distance);
+            let Some(lane) = self.buckets[at].slots.iter().position(|&slot| slot == EMPTY) else { continue };
+            let bucket = &mut self.buckets[at];
+            bucket.slots[lane] = slot_of(id, direction);
+            bucket.tags[lane] = Table::tag(hash);
+            if distance > 0 {
+                let bucket = &mut self.buckets[home];
+                bucket.overflow += 1;
+                bucket.reach = bucket.reach.max(distance as u16);
+            }
+            return Ok(());
+        }
+        Err(IndexFull)
+    }
+
+    fn remove_key(&mut self, id: ConnId, conn: &Conn, direction: Direction) {
+        let home = self.home(self.hash(&conn.tuple(direction)));
+        let wanted = slot_of(id, direction);
+        for distance in 0..=usize::from(self.buckets[home].reach) {
+            let at = self.beyond(home, distance);
+            let Some(lane) = self.buckets[at].slots.iter().position(|&slot| slot == wanted) else { continue };
+            let bucket = &mut self.buckets[at];
+            bucket.slots[lane] = EMPTY;
+            bucket.tags[lane] = 0;
+            if distance > 0 {
+                let bucket = &mut self.buckets[home];
+                bucket.overflow -= 1;
+                if bucket.overflow == 0 {
+                    bucket.reach = 0;
+                }
+            }
+            return;
+        }
+        unreachable!("a confirmed connection has both keys in the index");
+    }
+
+    /// Connections with a key in the bucket that is `distance` (taken modulo the number of buckets) beyond `hash`'s.
+    pub fn neighbours(&self, hash: u64, distance: usize) -> impl Iterator<Item = ConnId> + use<> {
+        let at = (self.home(hash) + distance) % self.buckets.len();
+        let slots = self.buckets[at].slots;
+        slots.into_iter().filter(|&slot| slot != EMPTY).map(|slot| ConnId(slot & !REPLY_BIT))
+    }
+
+    /// A record.
+    #[inline]
+    pub fn get(&self, id: ConnId) -> &Conn {
+        &self.records[id.index()]
+    }
+
+    /// A record, to change. Its tuple must stay.
+    #[inline]
+    pub fn get_mut(&mut self, id: ConnId) -> &mut Conn {
+        &mut self.records[id.index()]
+    }
+
+    /// All records, free ones too, by number.
+    #[inline]
+    pub(super) fn records(&self) -> &[Conn] {
+        &self.records
+    }
+
+    #[inline]
+    pub(super) fn records_mut(&mut self) -> &mut [Conn] {
+        &mut self.records
+    }
+
+    /// Connections in the table.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Connections it has room for.
+    #[inline]
+    pub fn capacity(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Bytes of memory, all of them allocated at start.
+    pub fn memory_bytes(&self) -> usize {
+        self.buckets.len() * size_of::<Bucket>() + self.records.len() * size_of::<Conn>()
+    }
+
+    /// Checks every invariant, slowly.
+    ///
+    /// # Panics
+    /// When one does not hold.
+    pub fn check(&self) {
+        let mut keys = 0;
+        for (number, bucket) in self.buckets.iter().enumerate() {
+            for (&slot, &tag) in bucket.slots.iter().zip(&bucket.tags) {
+                assert_eq!(slot == EMPTY, tag == 0, "empty slots and tags differ in bucket {number}");
+                keys += usize::from(slot != EMPTY);
+            }
+            assert_eq!(bucket.overflow == 0, bucket.reach == 0, "reach without overflow in bucket {number}");
+        }
+        assert_eq!(keys, 2 * self.len, "two keys for each connection");
+        let confirmed = self.records.iter().enumerate().filter(|(_, conn)| conn.is_confirmed());
+        let mut count = 0;
+        for (index, conn) in confirmed {
+            count += 1;
+            for direction in [Direction::Original, Direction::Reply] {
+                let tuple = conn.tuple(direction);
+                let found = self.find(&tuple, self.hash(&tuple)).map(|(id, _)| id);
+                assert_eq!(found, Some(ConnId(index as u32)), "{tuple:?} not found");
+            }
+        }
+        assert_eq!(count, self.len);
+        let mut free = 0;
+        let mut next = self.free;
+        while next != END {
+            assert!(!self.records[next as usize].is_confirmed(), "a free record is confirmed");
+            free += 1;
+            assert!(free <= self.records.len(), "the free list is a ring");
+            next = self.records[next as usize].nat;
+        }
+        assert_eq!(free + self.len, self.records.len(), "a record is neither free nor in use");
+    }
+}
+
+#[inline]
+fn slot_of(id: ConnId, direction: Direction) -> u32 {
+    match direction {
+        Direction::Original => id.0,
+        Direction::Reply => id.0 | REPLY_BIT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Addr, proto};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn tuple(number: u32) -> Tuple {
+        Tuple {
+            src: Addr::from_v4(0x0a00_0000 | number >> 8),
+            dst: Addr::from_v4(0x0a01_0001),
+            sport: 1000 + (number & 0xff) as u16,
+            dport: 80,
+            proto: proto::UDP,
+            ..Tuple::default()
+        }
+    }
+
+    fn find(table: &Table, tuple: &Tuple) -> Option<(ConnId, Direction)> {
+        table.find(tuple, table.hash(tuple))
+    }
+
+    #[test]
+    fn a_bucket_is_one_cache_line() {
+        assert_eq!((size_of::<Bucket>(), align_of::<Bucket>()), (64, 64));
+    }
+
+    #[test]
+    fn both_tuples_find_the_connection() {
+        let mut table = Table::new(4, [1, 2]);
+        let id = table.insert(&Conn::new(tuple(7))).expect("room");
+        let reply = tuple(7).inverse().expect("UDP has an inverse");
+        assert_eq!(find(&table, &tuple(7)), Some((id, Direction::Original)));
+        assert_eq!(find(&table, &reply), Some((id, Direction::Reply)));
+        assert_eq!(find(&table, &tuple(8)), None);
+        table.check();
+        table.remove(id);
+        assert_eq!((find(&table, &tuple(7)), find(&table, &reply), table.len()), (None, None, 0));
+        table.check();
+    }
+
+    #[test]
+    fn a_tuple_that_is_its_own_inverse_is_found_as_a_reply() {
+        let land = Tuple { src: Addr::from_v4(1), dst: Addr::from_v4(1), sport: 5, dport: 5, ..tuple(0) };
+        let mut table = Table::new(64, [1, 2]);
+        let id = table.insert(&Conn::new(land)).expect("room");
+        assert_eq!(find(&table, &land), Some((id, Direction::Reply)));
+        table.check();
+    }
+
+    #[test]
+    fn the_table_fills_to_the_brim_and_keys_stay_close_to_home() {
+        let capacity = 200_000;
+        let mut table = Table::new(capacity, [3, 4]);
+        for number in 0..capacity as u32 {
+            table.insert(&Conn::new(tuple(number))).expect("room within reach");
+        }
+        table.check();
+        let overflown = table.buckets.iter().filter(|bucket| bucket.overflow > 0).count();
+        let reach = table.buckets.iter().map(|bucket| bucket.reach).max();
+        assert!(overflown * 12 < table.buckets.len(), "{overflown} of {} buckets overflow", table.buckets.len());
+        assert!(reach <= Some(5), "{reach:?}");
+    }
+
+    #[test]
+    fn the_hash_depends_on_every_field_and_on_the_secret() {
+        let table = Table::new(1, [1, 2]);
+        let base = Tuple { src: Addr::from_v6(1 << 70 | 9), dst: Addr::from_v6(2 << 70 | 7), ..tuple(9) };
+        let others = [
+            base.inverse().expect("an inverse"),
+            Tuple { src: base.dst, dst: base.src, ..base },
+            Tuple { sport: base.dport, dport: base.sport, ..base },
+            Tuple { src: Addr::from_v6(3 << 70 | 9), ..base },
+            Tuple { dst: Addr::from_v6(3 << 70 | 7), ..base },
+            Tuple { proto: proto::TCP, ..base },
+            Tuple { family: crate::wire::Family::V6, ..base },
+            Tuple { zone: 1, ..base },
+        ];
+        for other in others {
+            assert_ne!(table.hash(&base), table.hash(&other), "{other:?}");
+        }
+        for secret in [[1, 3], [2, 2]] {
+            assert_ne!(table.hash(&base), Table::new(1, secret).hash(&base));
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Insert(u32),
+        Remove(u32),
+        Find(u32),
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        // Few numbers, so that operations meet; and more of them than the table has room for.
+        let op = prop_oneof![
+            3 => (0u32..90).prop_map(Op::Insert),
+            2 => (0u32..90).prop_map(Op::Remove),
+            1 => (0u32..90).prop_map(Op::Find),
+        ];
+        proptest::collection::vec(op, 0..400)
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_a_map(ops in ops(), capacity in 1usize..70, secret: [u64; 2]) {
+            let mut table = Table::new(capacity, secret);
+            let mut model: BTreeMap<u32, ConnId> = BTreeMap::new();
+            for op in ops {
+                match op {
+                    Op::Insert(number) => {
+                        if model.len() == capacity || model.contains_key(&number) { continue; }
+                        let before = table.len();
+                        match table.insert(&Conn { mark: number, ..Conn::new(tuple(number)) }) {
+                            Ok(id) => { model.insert(number, id); }
+                            Err(IndexFull) => prop_assert_eq!(table.len(), before),
+                        }
+                    }
+                    Op::Remove(number) => if let Some(id) = model.remove(&number) { table.remove(id) },
+                    Op::Find(number) => {
+                        let wanted = model.get(&number).copied();
+                        prop_assert_eq!(find(&table, &tuple(number)), wanted.map(|id| (id, Direction::Original)));
+                        let reply = tuple(number).inverse().expect("an inverse");
+                        prop_assert_eq!(find(&table, &reply), wanted.map(|id| (id, Direction::Reply)));
+                        if let Some(id) = wanted { prop_assert_eq!(table.get(id).mark, number); }
+                    }
+                }
+                prop_assert_eq!(table.len(), model.len());
+            }
+            table.check();
+        }
+    }
+}

@@ -1,0 +1,626 @@
+//! One shard's connection tracking: [`Conntrack`].
+//!
+//! A packet is told to [`Conntrack::track`], which classifies it (`nf_conntrack_in`) and updates its connection. The first
+//! packet of a connection only *prepares* one; [`Conntrack::confirm`] puts it into the table when the packet leaves
+//! (`__nf_conntrack_confirm`), so one that a rule drops leaves nothing behind. There is one prepared connection: a packet
+//! is confirmed, or not, before the next is tracked. [`Conntrack::expire`] collects what has timed out, a bounded piece
+//! at a time; what it has not got to yet is matched by no lookup.
+//!
+//! Differences from Linux, all wanted: when the table is full, one connection is dropped early, not a whole bucket of
+//! them, and one without a reply is preferred; an insertion cannot clash with another processor's.
+
+use super::conn::{Conn, ConnId, Track, UNLINKED};
+use super::icmp::{self, Message};
+use super::list::{ConnView, Counter, StateView};
+use super::settings::Settings;
+use super::table::Table;
+use super::tuple::{CtInfo, CtStatus, Direction, Tuple};
+use super::wheel::Wheel;
+use super::{generic, sctp, tcp, udp};
+use crate::packet::Packet;
+use crate::time::{Instant, SECOND_NS};
+use crate::verdict::DropReason;
+use crate::wire::{Family, proto};
+
+/// What a protocol makes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// Accepted; the connection lives for this many seconds from now.
+    Refresh(u32),
+    /// Accepted without a trace.
+    Accept,
+    /// Not part of the connection.
+    Invalid,
+    /// Accepted, and the connection is over at once.
+    Forget,
+    /// The connection is over, and the packet begins a new one.
+    Reopen,
+}
+
+/// The connection a packet belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConnRef {
+    /// None: INVALID, UNTRACKED, or the packet ended it.
+    None,
+    /// One in the table.
+    Confirmed(ConnId),
+    /// The one that this packet would begin.
+    Prepared,
+}
+
+/// What conntrack says about a packet. `info` holds for all later rules, whatever becomes of the connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tracked {
+    /// How it relates to its connection.
+    pub info: CtInfo,
+    /// Which connection.
+    pub conn: ConnRef,
+    /// The connection's status bits after this packet; empty without one.
+    pub status: CtStatus,
+}
+
+impl Tracked {
+    /// Could not be made sense of.
+    pub const INVALID: Tracked = Tracked { info: CtInfo::Invalid, conn: ConnRef::None, status: CtStatus(0) };
+    /// Not tracked on purpose.
+    pub const UNTRACKED: Tracked = Tracked { info: CtInfo::Untracked, conn: ConnRef::None, status: CtStatus(0) };
+}
+
+/// Counters under the names of `conntrack -S`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Statistics {
+    /// Translated tuples that were taken already (NAT).
+    pub found: u64,
+    /// Packets found INVALID.
+    pub invalid: u64,
+    /// Connections confirmed. Linux prints the name and never counts.
+    pub insert: u64,
+    /// Connections that could not be confirmed.
+    pub insert_failed: u64,
+    /// Packets dropped: table full, or not confirmed.
+    pub drop: u64,
+    /// Connections removed to make room.
+    pub early_drop: u64,
+    /// ICMP errors found INVALID.
+    pub error: u64,
+    /// Lookups begun again. Always 0 here: a shard has one owner.
+    pub search_restart: u64,
+    /// Packets that joined the connection which had taken their tuple.
+    pub clash_resolve: u64,
+    /// Connections not confirmed because the index had no room near their home.
+    pub chaintoolong: u64,
+    /// Connections that timed out (not a name of Linux's).
+    pub expired: u64,
+}
+
+impl Statistics {
+    /// Every name with its count, in the order of `conntrack -S`.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("found", self.found),
+            ("invalid", self.invalid),
+            ("insert", self.insert),
+            ("insert_failed", self.insert_failed),
+            ("drop", self.drop),
+            ("early_drop", self.early_drop),
+            ("error", self.error),
+            ("search_restart", self.search_restart),
+            ("clash_resolve", self.clash_resolve),
+            ("chaintoolong", self.chaintoolong),
+        ]
+        .into_iter()
+    }
+
+    /// Adds another shard's counts.
+    pub fn add(&mut self, other: &Statistics) {
+        let pairs = [
+            (&mut self.found, other.found),
+            (&mut self.invalid, other.invalid),
+            (&mut self.insert, other.insert),
+            (&mut self.insert_failed, other.insert_failed),
+            (&mut self.drop, other.drop),
+            (&mut self.early_drop, other.early_drop),
+            (&mut self.error, other.error),
+            (&mut self.search_restart, other.search_restart),
+            (&mut self.clash_resolve, other.clash_resolve),
+            (&mut self.chaintoolong, other.chaintoolong),
+            (&mut self.expired, other.expired),
+        ];
+        for (mine, theirs) in pairs {
+            *mine += theirs;
+        }
+    }
+}
+
+/// Buckets that are searched for a connection to drop early (`NF_CT_EVICTION_RANGE`).
+const EVICTION_RANGE: usize = 8;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Conntrack {
+    settings: Settings,
+    table: Table,
+    wheel: Wheel,
+    /// `expires` is the timeout itself until it is confirmed.
+    prepared: Option<Conn>,
+    prepared_counter: Counter,
+    /// By record number; empty unless `acct` was on at start.
+    counters: Vec<[Counter; 2]>,
+    statistics: Statistics,
+}
+
+impl Conntrack {
+    /// A tracker for `settings.max` connections, all its memory allocated. `secret` keys the hash; take it from the
+    /// system's random source.
+    ///
+    /// # Panics
+    /// When [`Settings::check`] would have refused the settings.
+    pub fn new(settings: Settings, secret: [u64; 2]) -> Conntrack {
+        let table = Table::new(settings.max, secret);
+        let counters = if settings.acct { vec![[Counter::default(); 2]; settings.max] } else { Vec::new() };
+        Conntrack {
+            settings,
+            table,
+            wheel: Wheel::new(),
+            prepared: None,
+            prepared_counter: Counter::default(),
+            counters,
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Puts other settings in force; no connection is lost. `max` cannot grow beyond the capacity the tracker was built
+    /// with, and `acct` cannot be turned on if it was off then.
+    ///
+    /// # Errors
+    /// Which setting needs a restart.
+    pub fn set_settings(&mut self, settings: Settings) -> Result<(), String> {
+        settings.check()?;
+        if settings.max > self.capacity() {
+            return Err(format!(
+                "conntrack: max = {}: the table was built for {}; restart to make it larger",
+                settings.max,
+                self.capacity()
+            ));
+        }
+        if settings.acct && self.counters.is_empty() {
+            return Err("conntrack: acct: counters were not allocated at start; restart to turn them on".into());
+        }
+        self.settings = settings;
+        Ok(())
+    }
+
+    /// The keyed hash that [`Conntrack::track`] and the prefetches want.
+    #[inline]
+    pub fn hash(&self, tuple: &Tuple) -> u64 {
+        self.table.hash(tuple)
+    }
+
+    /// First stage of a batch: asks for the index's cache line.
+    #[inline]
+    pub fn prefetch_bucket(&self, hash: u64) {
+        self.table.prefetch_bucket(hash);
+    }
+
+    /// Second stage of a batch: asks for the record.
+    #[inline]
+    pub fn prefetch_conn(&self, hash: u64) {
+        self.table.prefetch_conn(hash);
+    }
+
+    /// Classifies a packet and updates its connection, or prepares a new one. `hash` is that of [`Tuple::of`] the packet.
+    ///
+    /// # Errors
+    /// [`DropReason::ConntrackFull`], when a new connection finds no room.
+    #[inline]
+    pub fn track(&mut self, packet: &Packet, frame: &[u8], hash: u64, now: Instant) -> Result<Tracked, DropReason> {
+        self.prepared = None;
+        let mut tuple = Tuple::of(packet);
+        let mut hash = hash;
+        match packet.proto {
+            proto::TCP | proto::UDP | proto::SCTP | proto::UDPLITE => {
+                if packet.l4_len < 4 {
+                    return Ok(self.invalid());
+                }
+            }
+            proto::ICMP | proto::ICMPV6 => {
+                if let Some(tracked) = self.look_at_icmp(packet, frame, now) {
+                    return Ok(tracked);
+                }
+            }
+            _ => match portless_tuple(packet, frame, tuple) {
+                Some(found) if found == tuple => {}
+                Some(found) => {
+                    tuple = found;
+                    hash = self.hash(&tuple);
+                }
+                None => return Ok(self.invalid()),
+            },
+        }
+        loop {
+            let tracked = match self.lookup(&tuple, hash, now) {
+                Some((id, direction)) => self.update(id, direction, packet, frame, now),
+                None => Some(self.prepare(tuple, hash, packet, frame, now)?),
+            };
+            if let Some(tracked) = tracked {
+                return Ok(tracked);
+            }
+        }
+    }
+
+    /// Makes the prepared connection visible in both directions. Does nothing for any other packet.
+    ///
+    /// # Errors
+    /// The packet is to be dropped: another connection has taken the tuple, or the index has no room.
+    pub fn confirm(&mut self, tracked: &Tracked, now: Instant) -> Result<(), DropReason> {
+        if tracked.conn != ConnRef::Prepared {
+            return Ok(());
+        }
+        let Some(mut conn) = self.prepared.take() else { return Ok(()) };
+        for direction in [Direction::Original, Direction::Reply] {
+            let tuple = conn.tuple(direction);
+            if self.lookup(&tuple, self.hash(&tuple), now).is_some() {
+                return self.resolve_clash(&conn);
+            }
+        }
+        conn.expires = now + conn.expires.as_ns();
+        let inserted = match self.table.len() < self.table.capacity() {
+            true => self.table.insert(&conn).ok(),
+            false => None,
+        };
+        let Some(id) = inserted else {
+            self.statistics.chaintoolong += 1;
+            self.statistics.insert_failed += 1;
+            self.statistics.drop += 1;
+            return Err(DropReason::ConntrackFull);
+        };
+        if let Some(counters) = self.counters.get_mut(id.index()) {
+            *counters = [self.prepared_counter, Counter::default()];
+        }
+        let record = self.table.get_mut(id);
+        if record.link == UNLINKED {
+            self.wheel.hang(record, id, now);
+        }
+        self.statistics.insert += 1;
+        Ok(())
+    }
+
+    /// Without NAT the reply tuple is the inverse, so whoever has one of the two tuples has the other: the existing
+    /// connection is the same one, seen first by an earlier packet (`nf_ct_resolve_clash`).
+    #[cold]
+    fn resolve_clash(&mut self, conn: &Conn) -> Result<(), DropReason> {
+        let may_join = !matches!(conn.tuple.proto, proto::TCP | proto::SCTP | proto::ICMP | proto::ICMPV6);
+        if may_join {
+            self.statistics.clash_resolve += 1;
+            return Ok(());
+        }
+        self.statistics.insert_failed += 1;
+        self.statistics.drop += 1;
+        Err(DropReason::ConntrackClash)
+    }
+
+    /// Removes what has timed out, looking at up to `budget` records. Returns how many it looked at: less than `budget`
+    /// when nothing more is due now.
+    pub fn expire(&mut self, now: Instant, budget: usize) -> usize {
+        for looked in 0..budget {
+            let Some(id) = self.wheel.take_due(self.table.records_mut(), now) else { return looked };
+            let conn = self.table.get_mut(id);
+            if !conn.is_confirmed() {
+                continue; // a free record; it hangs again when it is next used
+            }
+            if conn.is_expired(now) {
+                self.table.remove(id);
+                self.statistics.expired += 1;
+            } else {
+                self.wheel.hang(conn, id, now);
+            }
+        }
+        budget
+    }
+
+    /// When [`Conntrack::expire`] will next have something to look at.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.wheel.next_deadline()
+    }
+
+    /// A REJECT answered this packet with a TCP reset: its connection is over.
+    pub fn close_by_reset(&mut self, tracked: &Tracked, now: Instant) {
+        if let ConnRef::Confirmed(id) = tracked.conn {
+            let conn = self.table.get_mut(id);
+            if conn.is_confirmed() {
+                tcp::close(conn, &self.settings, now);
+            }
+        }
+    }
+
+    /// The connection with this tuple, live or expired and not yet collected. Changes nothing; for tests and benchmarks.
+    #[inline]
+    pub fn find(&self, tuple: &Tuple, hash: u64) -> Option<(ConnId, Direction)> {
+        self.table.find(tuple, hash)
+    }
+
+    /// The record of a packet's connection.
+    pub fn conn(&self, conn: ConnRef) -> Option<&Conn> {
+        match conn {
+            ConnRef::None => None,
+            ConnRef::Confirmed(id) => Some(self.table.get(id)).filter(|conn| conn.is_confirmed()),
+            ConnRef::Prepared => self.prepared.as_ref(),
+        }
+    }
+
+    /// Connections in the table. Some may have expired and not been collected yet, as in Linux's own count.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Connections there is memory for.
+    pub fn capacity(&self) -> usize {
+        self.table.capacity()
+    }
+
+    /// Bytes of memory, all allocated at start.
+    pub fn memory_bytes(&self) -> usize {
+        self.table.memory_bytes() + self.counters.len() * size_of::<[Counter; 2]>() + size_of::<Conntrack>()
+    }
+
+    /// Counters.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    /// Shows up to `budget` records from `cursor` (0 at first) to `each`. Returns the cursor of the next piece, `None`
+    /// after the last. Connections that come and go between pieces may be shown or not; one that stays is shown once.
+    pub fn list(&self, cursor: usize, budget: usize, now: Instant, each: &mut dyn FnMut(&ConnView)) -> Option<usize> {
+        let end = cursor.saturating_add(budget.max(1)).min(self.capacity());
+        for (offset, conn) in self.table.records().get(cursor..end)?.iter().enumerate() {
+            if conn.is_confirmed() && !conn.is_expired(now) {
+                each(&self.view(ConnId((cursor + offset) as u32), conn, now));
+            }
+        }
+        (end < self.capacity()).then_some(end)
+    }
+
+    fn view(&self, id: ConnId, conn: &Conn, now: Instant) -> ConnView {
+        let counters = match conn.flags & Conn::COUNTED {
+            0 => None,
+            _ => self.counters.get(id.index()).copied(),
+        };
+        // An identifier that does not tell where the record lies, as Linux's.
+        let name = (self.table.hash(&conn.tuple) >> 16) as u32 ^ id.0;
+        ConnView::new(conn, name, counters, now)
+    }
+
+    /// Checks every invariant of table and wheel, slowly.
+    ///
+    /// # Panics
+    /// When one does not hold.
+    pub fn check(&self) {
+        self.table.check();
+        for conn in self.table.records() {
+            assert!(!conn.is_confirmed() || conn.link != UNLINKED, "a connection the wheel does not know of");
+        }
+    }
+
+    fn invalid(&mut self) -> Tracked {
+        self.statistics.invalid += 1;
+        Tracked::INVALID
+    }
+
+    /// Finds a live connection; removes an expired one that is in the way.
+    #[inline]
+    fn lookup(&mut self, tuple: &Tuple, hash: u64, now: Instant) -> Option<(ConnId, Direction)> {
+        let (id, direction) = self.table.find(tuple, hash)?;
+        if self.table.get(id).is_expired(now) {
+            self.table.remove(id);
+            self.statistics.expired += 1;
+            return None;
+        }
+        Some((id, direction))
+    }
+
+    /// `None` when the message is tracked by its own tuple.
+    fn look_at_icmp(&mut self, packet: &Packet, frame: &[u8], now: Instant) -> Option<Tracked> {
+        if !packet.is_icmp() {
+            // ICMP of the other IP version never becomes a connection.
+            return Some(self.invalid());
+        }
+        match icmp::look(packet, frame, &self.settings) {
+            Message::Own => None,
+            Message::Untracked => Some(Tracked::UNTRACKED),
+            Message::Invalid => Some(self.icmp_error()),
+            Message::About(tuple) => Some(self.relate(packet, &tuple, now)),
+        }
+    }
+
+    fn icmp_error(&mut self) -> Tracked {
+        self.statistics.error += 1;
+        Tracked::INVALID
+    }
+
+    /// An ICMP error about a packet; `tuple` is the inverse of that packet's (`nf_conntrack_inet_error`).
+    fn relate(&mut self, packet: &Packet, tuple: &Tuple, now: Instant) -> Tracked {
+        let Some((id, direction)) = self.lookup(tuple, self.hash(tuple), now) else { return self.icmp_error() };
+        let conn = self.table.get(id);
+        if conn.tuple(direction).dst != packet.dst {
+            return self.icmp_error(); // not meant for the sender of the packet in question
+        }
+        let info = match direction {
+            Direction::Original => CtInfo::Related,
+            Direction::Reply => CtInfo::RelatedReply,
+        };
+        Tracked { info, conn: ConnRef::Confirmed(id), status: conn.status }
+    }
+
+    /// A packet of a connection in the table. `None`: that connection is gone, look again.
+    #[inline]
+    fn update(
+        &mut self,
+        id: ConnId,
+        direction: Direction,
+        packet: &Packet,
+        frame: &[u8],
+        now: Instant,
+    ) -> Option<Tracked> {
+        let conn = self.table.get_mut(id);
+        let info = match direction {
+            Direction::Reply => CtInfo::EstablishedReply,
+            Direction::Original if conn.status.any(CtStatus::SEEN_REPLY) => CtInfo::Established,
+            Direction::Original if conn.status.any(CtStatus::EXPECTED) => CtInfo::Related,
+            Direction::Original => CtInfo::New,
+        };
+        let outcome = apply(conn, direction, packet, frame, &self.settings, now);
+        match outcome {
+            Outcome::Invalid => return Some(self.invalid()),
+            Outcome::Reopen => {
+                self.table.remove(id);
+                return None;
+            }
+            Outcome::Refresh(seconds) => {
+                if conn.flags & Conn::FIXED_TIMEOUT == 0 {
+                    conn.expires = now + u64::from(seconds) * SECOND_NS;
+                }
+                if conn.flags & Conn::COUNTED != 0
+                    && let Some(counters) = self.counters.get_mut(id.index())
+                {
+                    counters[direction.index()].count(packet);
+                }
+            }
+            Outcome::Accept | Outcome::Forget => {}
+        }
+        if info == CtInfo::EstablishedReply {
+            conn.status = conn.status.with(CtStatus::SEEN_REPLY);
+        }
+        let status = conn.status;
+        if outcome == Outcome::Forget {
+            self.table.remove(id);
+            return Some(Tracked { info, conn: ConnRef::None, status });
+        }
+        Some(Tracked { info, conn: ConnRef::Confirmed(id), status })
+    }
+
+    /// The first packet of what may become a connection (`init_conntrack`).
+    fn prepare(
+        &mut self,
+        tuple: Tuple,
+        hash: u64,
+        packet: &Packet,
+        frame: &[u8],
+        now: Instant,
+    ) -> Result<Tracked, DropReason> {
+        if tuple.inverse().is_none() {
+            return Ok(self.invalid());
+        }
+        if self.table.len() >= self.settings.max.min(self.table.capacity()) && !self.drop_early(hash, now) {
+            self.statistics.drop += 1;
+            return Err(DropReason::ConntrackFull);
+        }
+        let mut conn = Conn::new(tuple);
+        let Outcome::Refresh(seconds) = apply(&mut conn, Direction::Original, packet, frame, &self.settings, now)
+        else {
+            return Ok(self.invalid());
+        };
+        conn.expires = Instant::from_ns(u64::from(seconds) * SECOND_NS);
+        if self.settings.acct {
+            conn.flags |= Conn::COUNTED;
+            self.prepared_counter = Counter::default();
+            self.prepared_counter.count(packet);
+        }
+        self.prepared = Some(conn);
+        Ok(Tracked { info: CtInfo::New, conn: ConnRef::Prepared, status: CtStatus::default() })
+    }
+
+    /// Makes room near `hash`: the expired are removed, or one connection that is not ASSURED: without a reply rather
+    /// than with one, and of these the one that would go soonest (`early_drop`).
+    #[cold]
+    fn drop_early(&mut self, hash: u64, now: Instant) -> bool {
+        for distance in 0..EVICTION_RANGE {
+            let mut victim: Option<(bool, Instant, ConnId)> = None;
+            let mut purged = false;
+            for id in self.table.neighbours(hash, distance) {
+                let conn = self.table.get(id);
+                if !conn.is_confirmed() {
+                    continue; // its other key lay in this bucket too
+                }
+                if conn.is_expired(now) {
+                    self.table.remove(id);
+                    self.statistics.expired += 1;
+                    purged = true;
+                } else if !conn.status.any(CtStatus::ASSURED) {
+                    let candidate = (conn.status.any(CtStatus::SEEN_REPLY), conn.expires, id);
+                    victim = Some(victim.map_or(candidate, |best| best.min(candidate)));
+                }
+            }
+            if purged {
+                return true;
+            }
+            if let Some((_, _, id)) = victim {
+                self.table.remove(id);
+                self.statistics.early_drop += 1;
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// The tuple of a protocol that has neither ports nor ICMP's fields; `None` when the packet has no transport at all.
+/// Under IPv6 the extension headers' own numbers stand here only when the chain is cut short; when it is merely its last
+/// header that reaches beyond the packet, Linux takes the protocol it announces.
+fn portless_tuple(packet: &Packet, frame: &[u8], tuple: Tuple) -> Option<Tuple> {
+    match packet.proto {
+        proto::HOP_BY_HOP | proto::ROUTING | proto::FRAGMENT | proto::AH | proto::DEST_OPTIONS | proto::NO_NEXT
+            if packet.family == Family::V6 =>
+        {
+            None
+        }
+        proto::GRE => generic::gre_tuple(tuple, packet.l4_bytes(frame)),
+        _ => Some(tuple),
+    }
+}
+
+/// Has the packet's protocol look at it (`nf_conntrack_handle_packet`).
+#[inline]
+fn apply(
+    conn: &mut Conn,
+    direction: Direction,
+    packet: &Packet,
+    frame: &[u8],
+    settings: &Settings,
+    now: Instant,
+) -> Outcome {
+    match packet.proto {
+        proto::TCP => tcp::packet(conn, direction, packet, frame, settings, now),
+        proto::UDP => udp::packet(conn, packet, settings, now),
+        proto::ICMP | proto::ICMPV6 => icmp::packet(conn, packet, settings),
+        proto::UDPLITE => udp::packet_lite(conn, packet, frame, settings),
+        proto::SCTP => sctp::packet(conn, direction, packet, frame, settings),
+        proto::GRE => generic::packet_gre(conn, settings),
+        _ => generic::packet(settings),
+    }
+}
+
+impl Track {
+    /// The protocol's state as listed.
+    pub(super) fn state(&self) -> Option<StateView> {
+        match self {
+            Track::Tcp(tcp) => Some(tcp.view()),
+            Track::Sctp(sctp) => Some(sctp.view()),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
