@@ -17,3 +17,5 @@ pub mod packet;
 pub mod rewrite;
 
 pub mod conntrack;
+
+pub mod rules;

@@ -1,0 +1,151 @@
+//! What only shows when all rules are known: loops, depth, chains of the host, rules that no packet reaches.
+
+use super::diagnostic::{Problem, Report, Span};
+use super::rule::{FORWARD, INPUT, InterfaceMatch, MAX_DEPTH, OUTPUT, Policy, Ruleset, Target};
+
+/// Refuses loops and jumps that go too deep; warns of what an expert would look at twice.
+pub(super) fn check(ruleset: &Ruleset, has_filter: bool, report: &mut Report<'_>) {
+    if !check_loops(ruleset, report) {
+        check_depth(ruleset, report);
+    }
+    if !has_filter {
+        let message = format!("{} has no filter table: everything is forwarded", ruleset.file);
+        report
+            .warn(Problem::new(Span::default(), message, "").help("iptables-save prints it as `*filter` ... `COMMIT`"));
+    }
+    warn_host_chains(ruleset, report);
+    warn_unreached(ruleset, report);
+    warn_interfaces(ruleset, report);
+}
+
+/// Reports one rule of each loop. Returns whether there was one.
+fn check_loops(ruleset: &Ruleset, report: &mut Report<'_>) -> bool {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mark {
+        New,
+        Open,
+        Done,
+    }
+    let mut marks = vec![Mark::New; ruleset.chains.len()];
+    let mut found = false;
+    for start in 0..ruleset.chains.len() {
+        if marks[start] != Mark::New {
+            continue;
+        }
+        marks[start] = Mark::Open;
+        // Chain, and the rule to look at next. A stack of our own: the file decides how deep it goes.
+        let mut path = vec![(start, 0)];
+        while let Some((chain, next)) = path.last_mut() {
+            let Some(rule) = ruleset.chains[*chain].rules.get(*next) else {
+                marks[*chain] = Mark::Done;
+                path.pop();
+                continue;
+            };
+            *next += 1;
+            let Some(target) = rule.target.chain() else { continue };
+            match marks[target] {
+                Mark::Done => {}
+                Mark::New => {
+                    marks[target] = Mark::Open;
+                    path.push((target, 0));
+                }
+                Mark::Open => {
+                    found = true;
+                    let from = path.iter().position(|&(chain, _)| chain == target).unwrap_or(0);
+                    let names: Vec<&str> =
+                        path[from..].iter().map(|&(chain, _)| ruleset.chains[chain].name.as_str()).collect();
+                    let way = format!("{} -> {}", names.join(" -> "), ruleset.chains[target].name);
+                    report.error(
+                        Problem::new(rule.target_span, format!("loop of chains: {way}"), "closes the loop")
+                            .help("a packet would never leave; Linux refuses it too"),
+                    );
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The most jumps that can be open at once in each chain, from the leaves up. The chains have no loop.
+fn check_depth(ruleset: &Ruleset, report: &mut Report<'_>) {
+    let mut depth: Vec<Option<usize>> = vec![None; ruleset.chains.len()];
+    for start in 0..ruleset.chains.len() {
+        let mut path = vec![start];
+        while let Some(&chain) = path.last() {
+            let targets = ruleset.chains[chain].rules.iter().filter_map(|rule| rule.target.chain());
+            if let Some(unknown) = targets.into_iter().find(|&target| depth[target].is_none()) {
+                path.push(unknown);
+                continue;
+            }
+            let deepest = |target: &Target| match target {
+                Target::Jump(to) => 1 + depth[*to].unwrap_or(0),
+                Target::Goto(to) => depth[*to].unwrap_or(0),
+                _ => 0,
+            };
+            let own = ruleset.chains[chain].rules.iter().map(|rule| deepest(&rule.target)).max().unwrap_or(0);
+            depth[chain] = Some(own);
+            path.pop();
+        }
+        let reached = depth[start].unwrap_or(0);
+        if reached > MAX_DEPTH && ruleset.chains[start].policy.is_some() {
+            let chain = &ruleset.chains[start];
+            let message = format!("chain {} leads {reached} jumps deep", chain.name);
+            report.error(Problem::new(chain.span, message, format!("at most {MAX_DEPTH} can be open at once")));
+        }
+    }
+}
+
+fn warn_host_chains(ruleset: &Ruleset, report: &mut Report<'_>) {
+    for index in [INPUT, OUTPUT] {
+        let chain = &ruleset.chains[index];
+        let rules = chain.rules.len();
+        if rules == 0 && chain.policy == Some(Policy::Accept) {
+            continue;
+        }
+        let what = match rules {
+            0 => "policy DROP".to_owned(),
+            1 => "one rule".to_owned(),
+            n => format!("{n} rules"),
+        };
+        let message = format!("{} ({what}) belongs to the host: checked, but not applied", chain.name);
+        report.warn(
+            Problem::new(chain.span, message, "only FORWARD is evaluated here")
+                .help("load the file with iptables-restore to guard the host itself"),
+        );
+    }
+}
+
+fn warn_unreached(ruleset: &Ruleset, report: &mut Report<'_>) {
+    for chain in &ruleset.chains {
+        let last = chain.rules.iter().position(|rule| rule.is_unconditional() && rule.target.is_final());
+        let Some(hidden) = last.and_then(|at| chain.rules.get(at + 1..)).filter(|hidden| !hidden.is_empty()) else {
+            continue;
+        };
+        let message = match hidden.len() {
+            1 => "no packet reaches this rule".to_owned(),
+            n => format!("no packet reaches this rule and the {} after it in {}", n - 1, chain.name),
+        };
+        let line = report.line_of(chain.rules[last.unwrap_or(0)].span.start);
+        report.warn(Problem::new(hidden[0].span, message, format!("line {line} decides every packet")));
+    }
+}
+
+/// A name that is no port's: most often a slip of the pen.
+fn warn_interfaces(ruleset: &Ruleset, report: &mut Report<'_>) {
+    if ruleset.ports.is_empty() {
+        return;
+    }
+    for index in ruleset.reachable_from(FORWARD) {
+        for rule in &ruleset.chains[index].rules {
+            for (option, named) in [("-i", &rule.in_interface), ("-o", &rule.out_interface)] {
+                let Some(InterfaceMatch { name, invert: false }) = named else { continue };
+                let matched = InterfaceMatch { name: name.clone(), invert: false };
+                if !ruleset.ports.iter().any(|port| matched.covers(port)) {
+                    let message = format!("`{option} {name}` never matches a forwarded packet");
+                    let label = format!("the router's interfaces are {}", ruleset.ports.join(" and "));
+                    report.warn(Problem::new(rule.span, message, label));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Packets and bytes per rule and policy: [`RuleCounters`].
+//!
+//! One per worker and policy generation, made by [`super::RuleVector::counters`]; added up when they are read. Never
+//! shared, so counting costs two additions.
+
+use super::rule::{BUILTIN_CHAINS, Ruleset};
+
+/// Packets, and bytes of whole IP packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, IP header included.
+    pub bytes: u64,
+}
+
+impl Counter {
+    /// One packet of `bytes` more.
+    #[inline]
+    pub fn count(&mut self, bytes: u16) {
+        self.packets += 1;
+        self.bytes += u64::from(bytes);
+    }
+
+    fn add(&mut self, other: &Counter) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Counters of one ruleset. Rules are numbered by [`Ruleset::counter_index`], policies INPUT, FORWARD, OUTPUT.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RuleCounters {
+    pub(super) rules: Box<[Counter]>,
+    pub(super) policies: [Counter; BUILTIN_CHAINS],
+}
+
+impl RuleCounters {
+    /// All zero, for `ruleset`.
+    pub fn new(ruleset: &Ruleset) -> RuleCounters {
+        RuleCounters::with_rules(ruleset.rule_count())
+    }
+
+    pub(super) fn with_rules(rules: usize) -> RuleCounters {
+        RuleCounters { rules: vec![Counter::default(); rules].into(), policies: Default::default() }
+    }
+
+    /// Counter of the rule with this [`Ruleset::counter_index`].
+    pub fn rule(&self, index: usize) -> Option<Counter> {
+        self.rules.get(index).copied()
+    }
+
+    /// Counter of a built-in chain's policy.
+    pub fn policy(&self, chain: usize) -> Option<Counter> {
+        self.policies.get(chain).copied()
+    }
+
+    /// All rules, in order.
+    pub fn rules(&self) -> &[Counter] {
+        &self.rules
+    }
+
+    /// Adds another worker's counts.
+    ///
+    /// # Panics
+    /// When they are not of the same ruleset.
+    pub fn add(&mut self, other: &RuleCounters) {
+        assert_eq!(self.rules.len(), other.rules.len(), "counters of different rulesets");
+        self.rules.iter_mut().zip(&other.rules).for_each(|(mine, theirs)| mine.add(theirs));
+        self.policies.iter_mut().zip(&other.policies).for_each(|(mine, theirs)| mine.add(theirs));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_add_up() {
+        let mut a = RuleCounters::with_rules(2);
+        let mut b = a.clone();
+        a.rules[0].count(100);
+        b.rules[0].count(60);
+        b.policies[1].count(1);
+        a.add(&b);
+        assert_eq!(a.rule(0), Some(Counter { packets: 2, bytes: 160 }));
+        assert_eq!((a.policy(1), a.rule(2)), (Some(Counter { packets: 1, bytes: 1 }), None));
+    }
+}

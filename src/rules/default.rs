@@ -1,0 +1,61 @@
+//! The policy without a rules file: what a home gateway wants. LAN to WAN may start, answers may return, the rest dies.
+
+use crate::wire::Family;
+
+/// The built-in IPv4 policy, for interfaces called `lan` and `wan`.
+pub const DEFAULT_V4: &str = "\
+# The built-in policy: lan to wan may start, answers may return, wan to lan may not start.
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+-A FORWARD -m conntrack --ctstate INVALID -j DROP
+-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -i lan -o wan -m conntrack --ctstate NEW -j ACCEPT
+-A FORWARD -i wan -o lan -m conntrack --ctstate NEW -j DROP
+COMMIT
+";
+
+/// The built-in IPv6 policy, for interfaces called `lan` and `wan`.
+pub const DEFAULT_V6: &str = DEFAULT_V4;
+
+/// The built-in policy as `iptables-save` or `ip6tables-save` text, for interfaces of these names.
+pub fn default_policy(family: Family, lan: &str, wan: &str) -> String {
+    let text = match family {
+        Family::V4 => DEFAULT_V4,
+        Family::V6 => DEFAULT_V6,
+    };
+    let name = |word: &str| match word {
+        "lan" => lan.to_owned(),
+        "wan" => wan.to_owned(),
+        _ => word.to_owned(),
+    };
+    let line = |line: &str| match line.starts_with("-A") {
+        true => line.split(' ').map(name).collect::<Vec<_>>().join(" "),
+        false => line.to_owned(),
+    };
+    text.lines().map(|text| line(text) + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::{FORWARD, Policy, load};
+
+    #[test]
+    fn the_default_policy_loads_for_any_interface_names() {
+        for family in [Family::V4, Family::V6] {
+            let text = default_policy(family, "eth0", "enp3s0");
+            let rules = load("default", &text, family, &["eth0", "enp3s0"]).expect("a good policy");
+            assert_eq!((rules.chains[FORWARD].policy, rules.rule_count()), (Some(Policy::Drop), 4));
+            assert!(rules.warnings().is_empty(), "{}", rules.warnings());
+            assert!(text.contains("-i eth0 -o enp3s0") && !text.contains("-i lan "));
+        }
+    }
+
+    #[test]
+    fn names_that_look_like_each_other_are_not_mixed_up() {
+        let text = default_policy(Family::V4, "wan", "lan");
+        assert!(text.contains("-i wan -o lan -m conntrack --ctstate NEW -j ACCEPT"));
+    }
+}
