@@ -19,3 +19,9 @@ pub mod rewrite;
 pub mod conntrack;
 
 pub mod rules;
+
+pub mod route;
+
+pub mod reply;
+
+pub mod snapshot;
