@@ -25,3 +25,9 @@ pub mod route;
 pub mod reply;
 
 pub mod snapshot;
+
+pub mod datapath;
+
+pub mod worker;
+
+pub mod sim;

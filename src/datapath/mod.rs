@@ -1,0 +1,472 @@
+//! The path of a packet: [`process`]. Read this file first.
+//!
+//! A batch goes through three stages. (a) Every packet is parsed and hashed and its connection-table bucket prefetched.
+//! (b) Every bucket is probed and the connection's record prefetched. (c) Every packet is decided, in order of arrival, by
+//! `Path::decide`, which is netfilter's order for a forwarded packet and nothing else. A dependent cache miss costs
+//! many times an independent one; that is why nothing is looked up one packet at a time.
+//!
+//! The core knows no file descriptor, clock, thread, log or environment: time is the argument `now`, and all it wants done
+//! it writes into [`Effects`]. So the same code runs on AF_XDP, in the simulator, under the fuzzer, in a benchmark and over
+//! capture files.
+
+mod effects;
+mod shard;
+mod waiting;
+
+pub use effects::{Effects, Resolve};
+pub use shard::{Counters, PortCounters, Shard};
+
+use crate::conntrack::{Tracked, Tuple};
+use crate::device::{Frame, PortId};
+use crate::packet::Packet;
+use crate::reply;
+use crate::rewrite::{self, Options};
+use crate::route::{Neighbour, Route};
+use crate::rules::{Context, Decision};
+use crate::snapshot::{BadSource, Policy, Routing};
+use crate::time::{Instant, SECOND_NS};
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::{Addr, Family, Mac, ethernet};
+
+use shard::Work;
+use waiting::Outcome;
+
+/// Packets of a batch. 64 is where the cost per packet stops falling (VPP's graph: 128 gains nothing more).
+pub const BATCH: usize = 64;
+
+/// Packets in hand, with the port each arrived on, oldest first.
+#[derive(Debug)]
+pub struct Batch {
+    frames: Vec<(PortId, Frame)>,
+}
+
+impl Default for Batch {
+    fn default() -> Batch {
+        Batch { frames: Vec::with_capacity(BATCH) }
+    }
+}
+
+impl Batch {
+    /// Appends a packet.
+    #[inline]
+    pub fn push(&mut self, port: PortId, frame: Frame) {
+        self.frames.push((port, frame));
+    }
+
+    /// Packets in hand.
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+}
+
+/// Decides every packet of `batch` and empties it. Afterwards each frame is in a queue of `effects` or waits in `shard`.
+pub fn process(
+    shard: &mut Shard,
+    policy: &Policy,
+    routing: &Routing,
+    batch: &mut Batch,
+    now: Instant,
+    effects: &mut Effects,
+) {
+    shard.follow(policy);
+    let mut work = std::mem::take(&mut shard.work);
+    parse_all(shard, batch, &mut work);
+    for work in work.iter().flatten() {
+        shard.conntrack.prefetch_conn(work.hash);
+    }
+    let mut path = Path { shard, policy, routing, now, effects };
+    for ((port, frame), parsed) in batch.frames.drain(..).zip(work.drain(..)) {
+        path.take(port, frame, parsed);
+    }
+    path.shard.work = work;
+}
+
+/// Stage (a).
+fn parse_all(shard: &mut Shard, batch: &Batch, work: &mut Vec<Result<Work, DropReason>>) {
+    let verify = shard.conntrack.settings().checksum;
+    for (port, frame) in &batch.frames {
+        let counters = &mut shard.counters.ports[port.index()];
+        counters.receive_packets += 1;
+        counters.receive_bytes += frame.len() as u64;
+        work.push(Packet::parse(frame.bytes(), *port, verify).map(|packet| {
+            let hash = shard.conntrack.hash(&Tuple::of(&packet));
+            shard.conntrack.prefetch_bucket(hash);
+            Work { packet, hash }
+        }));
+    }
+}
+
+/// What time brings without a packet: neighbours that answered or did not, connections that expired. Call it once per burst
+/// and at [`next_deadline`]; `budget` bounds the connections looked at.
+pub fn expire(
+    shard: &mut Shard,
+    policy: &Policy,
+    routing: &Routing,
+    now: Instant,
+    budget: usize,
+    effects: &mut Effects,
+) {
+    shard.conntrack.expire(now, budget);
+    if !shard.waiting.is_empty() {
+        Path { shard, policy, routing, now, effects }.settle_waiting();
+    }
+}
+
+/// When [`expire`] next has something to do.
+pub fn next_deadline(shard: &Shard, now: Instant) -> Option<Instant> {
+    let waiting = (!shard.waiting.is_empty()).then(|| now + SECOND_NS / 10);
+    [waiting, shard.conntrack.next_deadline()].into_iter().flatten().min()
+}
+
+/// One packet's way; holds what every step needs.
+struct Path<'a> {
+    shard: &'a mut Shard,
+    policy: &'a Policy,
+    routing: &'a Routing,
+    now: Instant,
+    effects: &'a mut Effects,
+}
+
+/// Why a packet goes no further, and what its sender is told.
+struct Refusal {
+    reason: DropReason,
+    answer: Answer,
+}
+
+enum Answer {
+    Nothing,
+    Error(reply::Error),
+    Reset,
+}
+
+/// Where a packet that passed goes.
+struct Way {
+    port: PortId,
+    gateway: Option<Addr>,
+}
+
+/// A packet's decision before it is carried out.
+enum Fate {
+    Forward(Way),
+    Punt,
+    Refuse(Refusal),
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Refusal {
+        Refusal { reason, answer: Answer::Nothing }
+    }
+}
+
+impl Refusal {
+    fn with(reason: DropReason, error: reply::Error) -> Refusal {
+        Refusal { reason, answer: Answer::Error(error) }
+    }
+}
+
+impl Path<'_> {
+    /// Stage (c) for one packet: decide, then carry it out.
+    #[inline]
+    fn take(&mut self, port: PortId, mut frame: Frame, parsed: Result<Work, DropReason>) -> Verdict {
+        let mut work = match parsed {
+            Ok(work) => work,
+            Err(reason) => return self.drop(frame, reason),
+        };
+        match self.decide(&mut frame, &mut work) {
+            Fate::Forward(way) => self.forward(frame, &work.packet, &way),
+            Fate::Punt => {
+                // What the kernel gets back has left the sender's NIC for it: a bare frame with nothing left to finish.
+                rewrite::finish_checksum(frame.bytes_mut(), &mut work.packet);
+                self.shard.counters.punted += 1;
+                self.effects.punt.push((port, frame));
+                Verdict::Punt
+            }
+            Fate::Refuse(refusal) => self.refuse(frame, &work.packet, &refusal),
+        }
+    }
+
+    /// Netfilter's order. Steps without a table to run yet (raw, mangle, nat) are named where they will stand.
+    #[inline]
+    fn decide(&mut self, frame: &mut Frame, work: &mut Work) -> Fate {
+        let packet = &mut work.packet;
+        // Link layer: only what is addressed to this port is routed; group addresses are the host's.
+        let destination = ethernet::destination(frame.bytes());
+        if destination != self.routing.ports[packet.port.index()].mac {
+            return if destination.is_group() { Fate::Punt } else { Fate::Refuse(DropReason::NotForUs.into()) };
+        }
+        // Host business leaves before conntrack: without NAT no connection of ours has an address of ours.
+        let route = self.routing.lookup(packet.family, packet.src, packet.dst);
+        if matches!(route, Route::Local | Route::Broadcast | Route::Multicast) {
+            return Fate::Punt;
+        }
+        if let Err(reason) = self.check_addresses(packet) {
+            return Fate::Refuse(reason.into());
+        }
+        // raw PREROUTING, then conntrack.
+        let tracked = match self.shard.conntrack.track(packet, frame.bytes(), work.hash, self.now) {
+            Ok(tracked) => tracked,
+            Err(reason) => return Fate::Refuse(reason.into()),
+        };
+        // mangle and nat PREROUTING, then the routing decision and what it refuses.
+        let way = match self.route(frame, packet, route) {
+            Ok(way) => way,
+            Err(refusal) => return Fate::Refuse(refusal),
+        };
+        rewrite::decrement_ttl(frame.bytes_mut(), packet);
+        // mangle FORWARD, then filter FORWARD.
+        if let Err(refusal) = self.filter(frame, packet, &tracked, way.port) {
+            return Fate::Refuse(refusal);
+        }
+        // mangle and nat POSTROUTING, then the connection becomes visible.
+        match self.shard.conntrack.confirm(&tracked, self.now) {
+            Ok(()) => Fate::Forward(way),
+            Err(reason) => Fate::Refuse(reason.into()),
+        }
+    }
+
+    /// Addresses that no forwarded packet has (`ip_route_input_slow`, `fib_validate_source`, `ip6_rcv_core`,
+    /// `ip6_forward`).
+    #[inline]
+    fn check_addresses(&self, packet: &Packet) -> Result<(), DropReason> {
+        let (source, destination) = match packet.family {
+            Family::V4 => (is_martian_v4(packet.src), is_martian_v4(packet.dst)),
+            Family::V6 => (is_martian_v6(packet.src), is_martian_v6(packet.dst)),
+        };
+        if source {
+            return Err(DropReason::MartianSource);
+        }
+        if destination || packet.family == Family::V6 && is_link_local_v6(packet.dst) {
+            return Err(DropReason::MartianDestination);
+        }
+        match packet.family {
+            Family::V4 => self.routing.check_source(packet.port, packet.src).map_err(|bad| match bad {
+                BadSource::Martian => DropReason::MartianSource,
+                BadSource::ReversePath => DropReason::ReversePath,
+            }),
+            Family::V6 => Ok(()),
+        }
+    }
+
+    /// The routing decision and what Linux refuses before FORWARD, in `ip_forward`'s and `ip6_forward`'s order.
+    #[inline]
+    fn route(&mut self, frame: &Frame, packet: &Packet, route: Route) -> Result<Way, Refusal> {
+        let family = packet.family;
+        let unreachable = match family {
+            Family::V4 => reply::Error::host_unreachable(family),
+            Family::V6 => reply::Error::no_route(family),
+        };
+        let (port, gateway, mtu) = match route {
+            Route::Forward { port, gateway, mtu } => (port, gateway, mtu),
+            Route::NoRoute => return Err(Refusal::with(DropReason::NoRoute, reply::Error::no_route(family))),
+            Route::Unreachable => return Err(Refusal::with(DropReason::RouteUnreachable, unreachable)),
+            Route::Prohibit => {
+                return Err(Refusal::with(DropReason::RouteProhibit, reply::Error::prohibited(family)));
+            }
+            Route::Blackhole => return Err(DropReason::RouteBlackhole.into()),
+            Route::Elsewhere => return Err(DropReason::RouteElsewhere.into()),
+            Route::Local | Route::Broadcast | Route::Multicast => {
+                unreachable!("host business was punted before this step")
+            }
+        };
+        match rewrite::check_options(frame.bytes(), packet) {
+            Options::Carry | Options::Record => {}
+            Options::SourceRoute => return Err(DropReason::IpOptions.into()),
+            Options::Malformed(at) => {
+                return Err(Refusal::with(DropReason::IpOptions, reply::Error::parameter_problem(at)));
+            }
+        }
+        if packet.ttl <= 1 {
+            return Err(Refusal::with(DropReason::TtlExceeded, reply::Error::time_exceeded(family)));
+        }
+        if family == Family::V6 && is_link_local_v6(packet.src) {
+            let error = reply::Error::unreachable(family, crate::wire::icmpv6::CODE_BEYOND_SCOPE);
+            return Err(Refusal::with(DropReason::BeyondScope, error));
+        }
+        if packet.l3_len > mtu {
+            // Without DF Linux would fragment; until this router does, the packet goes without an answer.
+            return Err(match packet.dont_fragment {
+                true => Refusal::with(DropReason::PacketTooBig, reply::Error::too_big(family, mtu)),
+                false => DropReason::PacketTooBig.into(),
+            });
+        }
+        Ok(Way { port, gateway })
+    }
+
+    /// filter FORWARD.
+    #[inline]
+    fn filter(&mut self, frame: &Frame, packet: &Packet, tracked: &Tracked, out: PortId) -> Result<(), Refusal> {
+        let context = Context {
+            packet,
+            frame: frame.bytes(),
+            in_port: packet.port,
+            out_port: out,
+            info: tracked.info,
+            status: tracked.status,
+            now: self.now,
+        };
+        let (vector, counters) = match packet.family {
+            Family::V4 => (&self.policy.v4, &mut self.shard.rules_v4),
+            Family::V6 => (&self.policy.v6, &mut self.shard.rules_v6),
+        };
+        let effects = &mut *self.effects;
+        let decision = vector.evaluate(&context, counters, &mut |request| effects.log(request));
+        match decision {
+            Decision::Accept => Ok(()),
+            Decision::Drop(reason) => Err(reason.into()),
+            Decision::Reject(with) => Err(match with.icmp() {
+                // A transport checksum that is wrong may mean that the ports are: REJECT answers none such.
+                Some(_) if !reply::is_whole(frame.bytes(), packet) => DropReason::RuleReject.into(),
+                Some((kind, code)) => Refusal::with(DropReason::RuleReject, reply::Error { kind, code, rest: 0 }),
+                None => {
+                    self.shard.conntrack.close_by_reset(tracked, self.now);
+                    Refusal { reason: DropReason::RuleReject, answer: Answer::Reset }
+                }
+            }),
+        }
+    }
+
+    /// Step 10 of a packet that passed: unfinished checksum, options, padding, then the way out.
+    #[inline]
+    fn forward(&mut self, mut frame: Frame, packet: &Packet, way: &Way) -> Verdict {
+        let mut packet = *packet;
+        frame.set_len(packet.frame_len());
+        rewrite::finish_checksum(frame.bytes_mut(), &mut packet);
+        let hop = waiting::next_hop(packet.family, way.port, way.gateway, packet.dst);
+        if packet.has_options && rewrite::check_options(frame.bytes(), &packet) == Options::Record {
+            let address = self.routing.source_address(packet.family, way.port, hop.next_hop);
+            let recorded = address.is_some_and(|own| rewrite::record_in_options(frame.bytes_mut(), &packet, own));
+            if !recorded {
+                return self.drop(frame, DropReason::IpOptions);
+            }
+        }
+        self.emit(frame, hop)
+    }
+
+    /// Sends a finished packet to its next hop, or lets it wait for the address.
+    #[inline]
+    fn emit(&mut self, frame: Frame, hop: Resolve) -> Verdict {
+        if let Neighbour::Reachable(mac) = self.routing.neighbour(hop.port, hop.next_hop) {
+            return self.send(frame, hop.port, mac);
+        }
+        let (surplus, is_new) = self.shard.waiting.hold(hop, frame, self.now);
+        self.shard.counters.held += 1; // also what is dropped for want of room: it was to be held
+        if is_new {
+            self.effects.ask(hop);
+        }
+        if let Some(frame) = surplus {
+            self.drop(frame, DropReason::NeighbourQueueFull);
+        }
+        Verdict::Hold
+    }
+
+    #[inline]
+    fn send(&mut self, mut frame: Frame, port: PortId, neighbour: Mac) -> Verdict {
+        rewrite::set_link(frame.bytes_mut(), neighbour, self.routing.ports[port.index()].mac);
+        let counters = &mut self.shard.counters.ports[port.index()];
+        counters.transmit_packets += 1;
+        counters.transmit_bytes += frame.len() as u64;
+        self.effects.transmit[port.index()].push_back(frame);
+        Verdict::Forward
+    }
+
+    fn drop(&mut self, frame: Frame, reason: DropReason) -> Verdict {
+        self.shard.counters.drops.count(reason);
+        self.effects.free.push(frame);
+        Verdict::Drop(reason)
+    }
+
+    /// Counts the drop and answers the sender in the packet's own frame, where there is an answer.
+    fn refuse(&mut self, mut frame: Frame, packet: &Packet, refusal: &Refusal) -> Verdict {
+        let answered = match refusal.answer {
+            Answer::Nothing => None,
+            Answer::Reset => self.way_back(packet).filter(|_| reply::tcp_reset(&mut frame, packet)),
+            Answer::Error(error) => self.answer(&mut frame, packet, error),
+        };
+        let Some(hop) = answered else { return self.drop(frame, refusal.reason) };
+        self.shard.counters.drops.count(refusal.reason);
+        self.shard.counters.replies += 1;
+        self.emit(frame, hop);
+        Verdict::Drop(refusal.reason)
+    }
+
+    /// Turns `frame` into the ICMP error, if one may be sent now; gives where it goes.
+    fn answer(&mut self, frame: &mut Frame, packet: &Packet, error: reply::Error) -> Option<Resolve> {
+        if !reply::may_answer(packet) {
+            return None;
+        }
+        let hop = self.way_back(packet)?;
+        let source = self.routing.source_for(packet.family, packet.src)?;
+        if !self.shard.limiter.allow(packet.family, packet.src, error, self.now) {
+            self.shard.counters.replies_limited += 1;
+            return None;
+        }
+        let id = self.shard.next_ip_id();
+        reply::icmp_error(frame, packet, error, source, id);
+        Some(hop)
+    }
+
+    /// The next hop back to the packet's source.
+    fn way_back(&self, packet: &Packet) -> Option<Resolve> {
+        if packet.family == Family::V6 && is_link_local_v6(packet.src) {
+            return Some(waiting::next_hop(packet.family, packet.port, None, packet.src));
+        }
+        match self.routing.lookup(packet.family, packet.dst, packet.src) {
+            Route::Forward { port, gateway, .. } => Some(waiting::next_hop(packet.family, port, gateway, packet.src)),
+            _ => None,
+        }
+    }
+
+    /// Frees every waiting frame whose neighbour answered or failed, and asks again, once a second, for the others.
+    fn settle_waiting(&mut self) {
+        while let Some((hop, outcome, mut frames)) = self.shard.waiting.settle(self.routing, self.now) {
+            for frame in frames.drain(..) {
+                match outcome {
+                    Outcome::Send(mac) => self.send(frame, hop.port, mac),
+                    Outcome::Fail => self.give_up(frame, hop.port),
+                };
+            }
+            self.shard.waiting.recycle(frames);
+        }
+        if self.now - self.shard.asked_at >= SECOND_NS {
+            self.shard.asked_at = self.now;
+            for request in self.shard.waiting.requests() {
+                self.effects.ask(request);
+            }
+        }
+    }
+
+    /// The next hop of this packet does not answer: its sender is told, unless it is a message of our own.
+    fn give_up(&mut self, frame: Frame, port: PortId) -> Verdict {
+        match Packet::parse(frame.bytes(), port, false) {
+            Ok(packet) => {
+                let error = reply::Error::host_unreachable(packet.family);
+                self.refuse(frame, &packet, &Refusal::with(DropReason::NeighbourFailed, error))
+            }
+            Err(reason) => self.drop(frame, reason),
+        }
+    }
+}
+
+/// 0.0.0.0 (not the rest of 0/8), loopback, multicast and limited broadcast: no source and no forwarded destination.
+fn is_martian_v4(addr: Addr) -> bool {
+    let bits = addr.v4_bits();
+    bits == 0 || bits >> 24 == 127 || bits >> 28 == 14 || bits == u32::MAX
+}
+
+/// Unspecified, loopback and multicast.
+fn is_martian_v6(addr: Addr) -> bool {
+    addr.bits() <= 1 || addr.words().0 >> 56 == 0xff
+}
+
+/// fe80::/10.
+fn is_link_local_v6(addr: Addr) -> bool {
+    addr.words().0 >> 54 == 0xfe80 >> 6
+}
+
+#[cfg(test)]
+mod tests;

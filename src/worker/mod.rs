@@ -1,0 +1,278 @@
+//! The poll loop: [`Worker`].
+//!
+//! One worker per core. It owns the devices of its queues, its frames and its [`Shard`]; it shares nothing but the two
+//! published values ([`Policy`], [`Routing`], one atomic load each per burst) and its mailbox. A burst: take back sent frames,
+//! give free ones, receive up to [`BATCH`] per device, decide, send, wake the kernel once; then a bounded share of time-outs
+//! and at most one request of the control thread. The clock is read once per burst, by [`Worker::run`]; [`Worker::burst`]
+//! takes it as an argument, so the simulator runs the same loop in virtual time.
+
+mod mailbox;
+
+use mailbox::Turns;
+pub use mailbox::{Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, WorkerStats, mailbox};
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Cache};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::datapath::{self, BATCH, Batch, Effects, Shard};
+use crate::device::{Device, Frame, FramePool, Host, PortId};
+use crate::snapshot::{Policy, Routing};
+use crate::time::Instant;
+use crate::verdict::DropReason;
+
+/// Frames that may wait for room in a port's transmit ring; what is beyond is dropped as `transmit_full`.
+const BACKLOG: usize = 512;
+/// Connections looked at for expiry per burst.
+const EXPIRE_BUDGET: usize = 32;
+/// Bursts without a packet before an adaptive worker sleeps.
+const IDLE_BURSTS: u32 = 256;
+/// The longest sleep: how late a request of the control thread may be noticed.
+const SLEEP: Duration = Duration::from_millis(50);
+
+/// How a worker passes idle time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Poll {
+    /// Never sleeps: the core is the worker's.
+    #[default]
+    Busy,
+    /// Sleeps in poll(2) when there was nothing to do for a while.
+    Adaptive,
+}
+
+/// A worker that had to stop.
+#[derive(Debug)]
+pub struct PortLost {
+    /// The port whose device failed.
+    pub port: PortId,
+    /// What the kernel said.
+    pub error: io::Error,
+}
+
+impl fmt::Display for PortLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the {:?} port failed: {}", self.port, self.error)
+    }
+}
+
+impl std::error::Error for PortLost {}
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub struct Parts<D, H> {
+    /// Every device it reads, with its port. The first of a port also sends.
+    pub devices: Vec<(PortId, D)>,
+    /// Free frames for them.
+    pub pool: FramePool,
+    /// The host's own stack.
+    pub host: H,
+    /// Its connections and counters.
+    pub shard: Shard,
+    /// The rules in force.
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// The routes in force.
+    pub routing: Arc<ArcSwap<Routing>>,
+    /// Its end of the mailbox.
+    pub mailbox: Mailbox,
+}
+
+/// A worker; see the module's head.
+#[derive(Debug)]
+pub struct Worker<D, H> {
+    devices: Vec<(PortId, D)>,
+    sender: [usize; PortId::COUNT],
+    pool: FramePool,
+    host: H,
+    shard: Shard,
+    policy: Cache<Arc<ArcSwap<Policy>>, Arc<Policy>>,
+    routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
+    mailbox: Mailbox,
+    received: Vec<Frame>,
+    batch: Batch,
+    effects: Effects,
+    /// Packets and bytes received, by device.
+    received_by: Vec<[u64; 2]>,
+    bursts: u64,
+    busy_bursts: u64,
+}
+
+impl<D: Device, H: Host> Worker<D, H> {
+    /// Puts a worker together.
+    ///
+    /// # Panics
+    /// When a port has no device.
+    pub fn new(parts: Parts<D, H>) -> Worker<D, H> {
+        let sender = PortId::ALL.map(|port| {
+            parts.devices.iter().position(|(of, _)| *of == port).expect("every port has a device to send by")
+        });
+        Worker {
+            sender,
+            received_by: vec![[0; 2]; parts.devices.len()],
+            devices: parts.devices,
+            pool: parts.pool,
+            host: parts.host,
+            shard: parts.shard,
+            policy: Cache::new(parts.policy),
+            routing: Cache::new(parts.routing),
+            mailbox: parts.mailbox,
+            received: Vec::with_capacity(BATCH),
+            batch: Batch::default(),
+            effects: Effects::new(BATCH),
+            bursts: 0,
+            busy_bursts: 0,
+        }
+    }
+
+    /// Runs until `stop` is set.
+    ///
+    /// # Errors
+    /// When a port is gone for good.
+    pub fn run(&mut self, poll: Poll, stop: &AtomicBool) -> Result<(), PortLost> {
+        let start = std::time::Instant::now();
+        let mut idle = 0u32;
+        while !stop.load(Ordering::Relaxed) {
+            // 2^64 ns are 584 years.
+            let now = Instant::from_ns(start.elapsed().as_nanos() as u64) + crate::time::SECOND_NS;
+            if self.burst(now)? > 0 {
+                idle = 0;
+                continue;
+            }
+            idle = idle.saturating_add(1);
+            if poll == Poll::Adaptive && idle > IDLE_BURSTS {
+                self.sleep(now);
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        Ok(())
+    }
+
+    /// One burst at `now`; returns the packets received.
+    ///
+    /// # Errors
+    /// When a port is gone for good.
+    pub fn burst(&mut self, now: Instant) -> Result<usize, PortLost> {
+        for (_, device) in &mut self.devices {
+            device.reclaim(&mut self.pool);
+            device.refill(&mut self.pool);
+        }
+        let mut total = 0;
+        for index in 0..self.devices.len() {
+            let (port, device) = &mut self.devices[index];
+            let count = device.receive(&mut self.received, BATCH);
+            if count == 0 {
+                continue;
+            }
+            total += count;
+            let counted = &mut self.received_by[index];
+            counted[0] += count as u64;
+            for frame in self.received.drain(..) {
+                counted[1] += frame.len() as u64;
+                self.batch.push(*port, frame);
+            }
+            let (policy, routing) = (self.policy.load(), self.routing.load());
+            datapath::process(&mut self.shard, policy, routing, &mut self.batch, now, &mut self.effects);
+            self.carry_out();
+        }
+        let (policy, routing) = (self.policy.load(), self.routing.load());
+        datapath::expire(&mut self.shard, policy, routing, now, EXPIRE_BUDGET, &mut self.effects);
+        self.carry_out();
+        self.kick()?;
+        self.bursts += 1;
+        self.busy_bursts += u64::from(total > 0);
+        if self.mailbox.is_asked() {
+            self.answer(now);
+        }
+        Ok(total)
+    }
+
+    /// Answers one request of the control thread.
+    fn answer(&mut self, now: Instant) {
+        let queues = self.devices.iter().zip(&self.received_by).map(|((port, device), counted)| QueueStats {
+            port: *port,
+            receive_packets: counted[0],
+            receive_bytes: counted[1],
+            device: device.statistics(),
+        });
+        let turns = Turns { bursts: self.bursts, busy_bursts: self.busy_bursts, free_frames: self.pool.len() };
+        self.mailbox.serve(&self.shard, self.policy.load(), turns, queues, now);
+    }
+
+    /// Does what the core wants done.
+    fn carry_out(&mut self) {
+        for (port, frame) in self.effects.punt.drain(..) {
+            self.host.punt(port, frame.bytes());
+            self.pool.put(frame);
+        }
+        self.shard.counters.drops.count_many(DropReason::PuntFailed, self.host.flush());
+        for port in PortId::ALL {
+            let queue = &mut self.effects.transmit[port.index()];
+            if queue.is_empty() {
+                continue;
+            }
+            self.devices[self.sender[port.index()]].1.transmit(queue);
+            while queue.len() > BACKLOG {
+                let frame = queue.pop_back().expect("longer than its limit");
+                self.shard.counters.drops.count(DropReason::TransmitFull);
+                self.shard.counters.ports[port.index()].take_back(frame.len());
+                self.pool.put(frame);
+            }
+        }
+        for frame in self.effects.free.drain(..) {
+            self.pool.put(frame);
+        }
+        self.mailbox.forward(&mut self.effects);
+    }
+
+    fn kick(&mut self) -> Result<(), PortLost> {
+        for (port, device) in &mut self.devices {
+            device.kick().map_err(|error| PortLost { port: *port, error })?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps until a packet comes, or something is due.
+    fn sleep(&mut self, now: Instant) {
+        let mut fds: Vec<PollFd<'_>> = self
+            .devices
+            .iter()
+            .filter_map(|(_, device)| device.readiness())
+            .chain([self.mailbox.wake().as_fd()])
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        let due = datapath::next_deadline(&self.shard, now).map_or(SLEEP, |at| Duration::from_nanos(at - now));
+        let due = if self.shard.waiting() > 0 { Duration::from_millis(1) } else { due.min(SLEEP) };
+        let timeout = PollTimeout::try_from(due.max(Duration::from_millis(1))).unwrap_or(PollTimeout::from(50u16));
+        // An error here (a signal) only ends the sleep early; a port that is gone shows in the next kick.
+        let _ = poll(&mut fds, timeout);
+        // Not set is the rule: only a request sets it.
+        let _ = self.mailbox.wake().read();
+    }
+
+    /// Its connections and counters.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// Frames that are in the pool, in transmit queues, or waiting for a neighbour: all that are not in a device.
+    pub fn frames_at_hand(&self) -> usize {
+        let queued: usize = self.effects.transmit.iter().map(|queue| queue.len()).sum();
+        self.pool.len() + queued + self.shard.waiting()
+    }
+
+    /// Its devices, for those who made them.
+    pub fn devices_mut(&mut self) -> &mut [(PortId, D)] {
+        &mut self.devices
+    }
+
+    /// The host it punts to.
+    pub fn host_mut(&mut self) -> &mut H {
+        &mut self.host
+    }
+}
