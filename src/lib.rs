@@ -30,4 +30,6 @@ pub mod datapath;
 
 pub mod worker;
 
+pub mod control;
+
 pub mod sim;

@@ -1,0 +1,12 @@
+//! The control thread's rooms: configuration, what start-up checks and says, the kernel's routes and neighbours, the
+//! counters as values, the control socket, and the metrics page. Nothing here touches a packet; workers answer through a
+//! mailbox. [`daemon::run`] is a whole run.
+
+pub mod api;
+pub mod backend;
+pub mod config;
+pub mod daemon;
+pub mod metrics;
+pub mod netlink;
+pub mod startup;
+pub mod stats;
