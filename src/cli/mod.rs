@@ -1,0 +1,189 @@
+//! The command line: what `xrouter` understands, and its exit codes. One file per verb; wiring only.
+//!
+//! Exit codes: 0 done; 1 failed while running; 2 usage, configuration or rules; 3 this machine cannot; 4 no daemon.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::config::{self, CpuList, InterfaceName, Layer, Mode, Placed, Poll, Workers};
+use crate::control::startup::Failure;
+
+mod capture;
+mod conntrack;
+mod replay;
+mod rules;
+mod run;
+mod stats;
+mod version;
+
+pub use replay::{ReplayCore, ReplayTotals};
+
+const EXAMPLES: &str = "\
+Examples:
+  Route between eth0 (inside) and eth1 (outside) with the built-in gateway policy:
+      xrouter --lan eth0 --wan eth1
+  With the rules of iptables-persistent, two workers on cores 2 and 3, and metrics:
+      xrouter --lan eth0 --wan eth1 --rules /etc/iptables/rules.v4 --rules6 /etc/iptables/rules.v6 \\
+              --cores 2-3 --metrics 127.0.0.1:9630
+  Everything from a file, but another mode:
+      xrouter --config /etc/xrouter/xrouter.toml --mode copy
+  Check rules, see what passes, list connections:
+      xrouter rules check /etc/iptables/rules.v4
+      xrouter stats
+      xrouter conntrack -L -p tcp -s 192.168.1.0/24
+
+Exit codes:
+  0  done
+  1  failed while running
+  2  usage, configuration or rules are wrong
+  3  this machine cannot do it (the message says what is missing and what to do)
+  4  no daemon to talk to";
+
+/// A stateful router over AF_XDP: iptables-save rules, nf_conntrack states, one busy-polling worker per NIC queue.
+///
+/// Forwards IPv4 and IPv6 between two interfaces, in the foreground, until SIGTERM or SIGINT. Addresses, routes and neighbours
+/// stay the kernel's, and so does every packet for the host itself. When packets flow, one line beginning `xrouter ready`
+/// appears on standard output; the log goes to standard error.
+#[derive(Debug, Parser)]
+#[command(
+    name = "xrouter",
+    version,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    max_term_width = 100,
+    after_help = EXAMPLES
+)]
+struct Line {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// The options of the daemon.
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Interface to the inside network
+    #[arg(long, value_name = "IF")]
+    lan: Option<InterfaceName>,
+    /// Interface to the outside network
+    #[arg(long, value_name = "IF")]
+    wan: Option<InterfaceName>,
+    /// IPv4 rules, as iptables-save writes them [default: the built-in policy, see `xrouter rules default`]
+    #[arg(long, value_name = "FILE")]
+    rules: Option<PathBuf>,
+    /// IPv6 rules, as ip6tables-save writes them [default: the built-in policy]
+    #[arg(long, value_name = "FILE")]
+    rules6: Option<PathBuf>,
+    /// Configuration in TOML, with the names of these options; the command line wins
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How frames cross: auto (the best that works), zero-copy, copy, generic [default: auto]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<Mode>,
+    /// Number of workers, each with a queue on both interfaces and a core of its own
+    #[arg(long, value_name = "N", value_parser = Workers::parse_count, conflicts_with = "cores")]
+    workers: Option<usize>,
+    /// Cores to run workers on, such as 2,4-7
+    #[arg(long, value_name = "LIST")]
+    cores: Option<CpuList>,
+    /// What an idle worker does: busy (looks again at once) or adaptive (sleeps) [default: busy]
+    #[arg(long, value_name = "HOW")]
+    poll: Option<Poll>,
+    /// Serve Prometheus metrics at http://ADDR:PORT/metrics
+    #[arg(long, value_name = "ADDR:PORT", value_parser = config::parse_metrics)]
+    metrics: Option<SocketAddr>,
+    /// Control socket [default: /run/xrouter/xrouter.sock]
+    #[arg(long, value_name = "PATH", value_parser = config::parse_socket_path)]
+    control: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// The command line's settings, and the configuration file to lay them over.
+    fn into_layer(self) -> (Layer, Option<PathBuf>) {
+        let workers = self.workers.map(|count| Placed::option("--workers", Workers::Count(count)));
+        let cores = self.cores.map(|cores| Placed::option("--cores", Workers::Cores(cores)));
+        let layer = Layer {
+            lan: self.lan.map(|name| Placed::option("--lan", name)),
+            wan: self.wan.map(|name| Placed::option("--wan", name)),
+            rules: self.rules.map(|path| Placed::option("--rules", path)),
+            rules6: self.rules6.map(|path| Placed::option("--rules6", path)),
+            mode: self.mode.map(|mode| Placed::option("--mode", mode)),
+            workers: workers.or(cores),
+            poll: self.poll.map(|poll| Placed::option("--poll", poll)),
+            metrics: self.metrics.map(|address| Placed::option("--metrics", address)),
+            control: self.control.map(|path| Placed::option("--control", path)),
+            conntrack: None,
+        };
+        (layer, self.config)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Check rules, or print the built-in ones
+    Rules(rules::RulesArgs),
+    /// Show a running router's counters: drops by reason first
+    Stats(stats::StatsArgs),
+    /// List a running router's connections, as conntrack(8) does
+    Conntrack(conntrack::ConntrackArgs),
+    /// Run captured packets through rules and connection tracking; needs no privileges
+    Replay(replay::ReplayArgs),
+    /// Print the version
+    Version,
+}
+
+/// Where a running daemon is found.
+#[derive(Debug, Args)]
+struct DaemonArgs {
+    /// The daemon's control socket
+    #[arg(long, value_name = "PATH", value_parser = config::parse_socket_path, default_value = config::DEFAULT_CONTROL)]
+    control: PathBuf,
+}
+
+/// The whole program: reads the command line, does it, tells what went wrong, and gives the exit code.
+pub fn main() -> ExitCode {
+    let line = match Line::try_parse() {
+        Ok(line) => line,
+        Err(message) => {
+            // Help and version are messages too, with code 0. A closed pipe is no reason to fail.
+            let _ = message.print();
+            return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(2));
+        }
+    };
+    let outcome = match line.verb {
+        None => run::run(line.run),
+        Some(Verb::Rules(args)) => rules::run(args),
+        Some(Verb::Stats(args)) => stats::run(&args),
+        Some(Verb::Conntrack(args)) => conntrack::run(&args),
+        Some(Verb::Replay(args)) => replay::run(&args),
+        Some(Verb::Version) => version::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            complain(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// Writes to standard error; nobody is left to tell when that fails.
+fn complain(text: &dyn Display) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Writes to standard output through a buffer. That nobody reads on (`| head`) is no failure.
+fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    let mut stdout = io::BufWriter::new(io::stdout().lock());
+    match write(&mut stdout).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Failure::Running(format!("cannot write to standard output: {error}"))),
+        Ok(()) => Ok(()),
+    }
+}

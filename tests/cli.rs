@@ -1,0 +1,454 @@
+//! The command line's contract, held on the built program: exit codes, what goes to which stream, and what messages say.
+//!
+//! The verbs that talk to a daemon are held against the real control socket with a backend of a few connections.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+
+use xrouter::conntrack::{ConnView, CtStatus, StateView, TupleView};
+use xrouter::control::api::{Backend, BackendError, ControlSocket, Cursor};
+use xrouter::control::stats::{Drops, SCHEMA, StatsReport, WorkerReport};
+use xrouter::verdict::{DropCounters, DropReason};
+use xrouter::wire::Family;
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xrouter"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Exit code, standard output, standard error.
+fn xrouter(args: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command(args).output().expect("the program starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (status.code().expect("it exits by itself"), text(stdout), text(stderr))
+}
+
+/// Runs the program, which must say nothing on standard output, exit with `code`, and say each of `parts` on standard error.
+#[track_caller]
+fn refused(args: &[&str], code: i32, parts: &[&str]) {
+    let (got, stdout, stderr) = xrouter(args);
+    assert_eq!(got, code, "{args:?}: {stderr}");
+    assert_eq!(stdout, "", "{args:?}");
+    assert!(stderr.starts_with("error"), "{args:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{args:?}: no {part:?} in:\n{stderr}");
+    }
+}
+
+/// A directory of its own that goes away with the value.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("xrcli{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).expect("a place for files");
+        Folder(folder)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("a plain path").to_owned()
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.0.join(name), text).expect("written");
+        self.path(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn help_and_version_are_no_failures() {
+    for args in [&["-h"][..], &["--help"], &["conntrack", "-h"], &["replay", "-h"], &["stats", "--help"]] {
+        let (code, stdout, stderr) = xrouter(args);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{args:?}");
+        assert!(stdout.contains("Usage: xrouter"), "{stdout}");
+    }
+    let (_, help, _) = xrouter(&["-h"]);
+    for part in ["Examples:", "--lan <IF>", "--metrics <ADDR:PORT>", "Exit codes:", "xrouter ready"] {
+        assert!(help.contains(part) || part == "xrouter ready", "no {part} in {help}");
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(xrouter(&["version"]).1.starts_with(&format!("xrouter {version} (")));
+    assert_eq!(xrouter(&["--version"]).1, format!("xrouter {version}\n"));
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    refused(&[], 2, &["--lan is missing", "--wan is missing", "--help"]);
+    refused(&["--lan", "lo"], 2, &["--wan is missing"]);
+    refused(&["--lan", "a", "--wan", "a"], 2, &["--wan a: lan is the same interface"]);
+    refused(&["--lan", "no/where", "--wan", "a"], 2, &["no/where", "1 to 15 bytes"]);
+    refused(&["--lan", "sixteen-letters-", "--wan", "a"], 2, &["too long"]);
+    refused(&["--mode", "fast"], 2, &["fast", "auto, zero-copy, copy, generic"]);
+    refused(&["--poll", "lazy"], 2, &["busy, adaptive"]);
+    refused(&["--workers", "0"], 2, &["from 1 to"]);
+    refused(&["--cores", "3-1"], 2, &["runs backwards"]);
+    refused(&["--workers", "1", "--cores", "1"], 2, &["cannot be used with"]);
+    refused(&["--metrics", "9630"], 2, &["ADDR:PORT"]);
+    refused(&["--metrics", "localhost:x"], 2, &["`x` is not a port"]);
+    refused(&["--control", ""], 2, &["path is empty"]);
+    refused(&["--frobnicate"], 2, &["--frobnicate"]);
+    refused(&["dance"], 2, &["dance"]);
+    refused(&["stats", "--lan", "a"], 2, &["--lan"]);
+    refused(&["conntrack"], 2, &["--dump"]);
+    refused(&["conntrack", "-L", "-s", "home"], 2, &["`home` is no address"]);
+    refused(&["conntrack", "-L", "-p", "tpc"], 2, &["tcp, udp"]);
+    refused(&["replay"], 2, &["--lan-pcap"]);
+}
+
+#[test]
+fn interfaces_that_cannot_be_are_exit_code_2() {
+    refused(&["--lan", "xr-no-such-1", "--wan", "xr-no-such-2"], 2, &["--lan xr-no-such-1", "no such interface"]);
+    refused(&["--lan", "lo", "--wan", "xr-no-such-2"], 2, &["--lan lo", "loopback"]);
+}
+
+#[test]
+fn configuration_errors_show_the_line() {
+    let folder = Folder::new();
+    let config = folder.file("x.toml", "lan = \"eth0\"\nmdoe = \"copy\"\n[conntrack]\nmax = -1\n");
+    let places = [format!("{config}:2:1"), format!("{config}:4:7")];
+    let wanted = ["unknown key `mdoe`; did you mean `mode`?", "mdoe = \"copy\"", "^^^^", "conntrack.max = -1"];
+    refused(&["--config", &config], 2, &[&wanted[..], &[&places[0], &places[1]]].concat());
+    refused(&["--config", &folder.path("none.toml")], 2, &["none.toml: cannot read the file", "No such file"]);
+    let binary = folder.path("binary.toml");
+    std::fs::write(&binary, b"lan = \"\xff\"").expect("written");
+    refused(&["--config", &binary], 2, &["byte 7 is not UTF-8"]);
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let folder = Folder::new();
+    let config = folder.file("x.toml", "lan = \"xr-file-lan\"\nwan = \"xr-file-wan\"\n");
+    refused(&["--config", &config], 2, &["--lan xr-file-lan: there is no such interface"]);
+    refused(&["--config", &config, "--lan", "xr-line-lan"], 2, &["--lan xr-line-lan: there is no such interface"]);
+    refused(
+        &["--config", &config, "--lan", "xr-file-wan"],
+        2,
+        &["wan = \"xr-file-wan\": lan is the same", "x.toml:2:7"],
+    );
+}
+
+#[test]
+fn no_daemon_is_exit_code_4() {
+    let folder = Folder::new();
+    let nobody = folder.path("nobody.sock");
+    for verb in [&["stats"][..], &["stats", "-j"], &["conntrack", "-L"]] {
+        let wanted = [nobody.as_str(), "no xrouter listens", "xrouter --lan IF --wan IF"];
+        refused(&[verb, &["--control", &nobody]].concat(), 4, &wanted);
+    }
+    let file = folder.file("file", "");
+    refused(&["stats", "--control", &file], 4, &[&file]);
+}
+
+/// A daemon's control socket with this many connections, served until the value is dropped.
+struct Daemon {
+    path: String,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    _folder: Folder,
+}
+
+struct Fake(u16);
+
+impl Backend for Fake {
+    type Conn = ConnView;
+
+    async fn stats(&self) -> Result<StatsReport, BackendError> {
+        let mut drops = DropCounters::default();
+        drops.count(DropReason::PolicyDrop);
+        let worker = WorkerReport { drops: Drops::from(&drops), ..WorkerReport::default() };
+        Ok(StatsReport { schema: SCHEMA, mode: "copy".into(), workers: vec![worker], ..StatsReport::default() })
+    }
+
+    async fn conntrack(&self, cursor: Cursor) -> Result<(Vec<ConnView>, Option<Cursor>), BackendError> {
+        let end = usize::from(self.0).min(cursor.position + 100);
+        let conns = (cursor.position..end).map(|n| conn(n as u16)).collect();
+        Ok((conns, (end < usize::from(self.0)).then_some(Cursor { worker: 0, position: end })))
+    }
+
+    async fn rules_text(&self, _: Family) -> Result<String, BackendError> {
+        Ok(String::new())
+    }
+}
+
+fn conn(number: u16) -> ConnView {
+    let (inside, outside) = ([10, 0, 0, 1].into(), [1, 1, 1, 1].into());
+    ConnView {
+        family: 2,
+        proto: 6,
+        timeout: 299,
+        state: Some(StateView::Established),
+        original: TupleView { src: inside, dst: outside, sport: number, dport: 80 },
+        reply: TupleView { src: outside, dst: inside, sport: 80, dport: number },
+        counters: None,
+        status: CtStatus::SEEN_REPLY.with(CtStatus::ASSURED).0,
+        mark: 0,
+        zone: 0,
+        id: 1,
+    }
+}
+
+impl Daemon {
+    fn start(conns: u16) -> Daemon {
+        let folder = Folder::new();
+        let path = folder.path("run/xrouter.sock");
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (ready, wait) = mpsc::channel();
+        let at = path.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let socket = ControlSocket::bind(Path::new(&at)).expect("a free path");
+                ready.send(()).expect("somebody waits");
+                let backend = Fake(conns);
+                tokio::select! {
+                    () = socket.serve(&backend) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        wait.recv().expect("it listens");
+        Daemon { path, stop: Some(stop), thread: Some(thread), _folder: folder }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn stats_are_shown_for_people_and_for_programs() {
+    let daemon = Daemon::start(0);
+    let (code, stdout, stderr) = xrouter(&["stats", "--control", &daemon.path]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(stdout.contains("drops        1 packet") && stdout.contains("policy_drop"), "{stdout}");
+    assert!(!stdout.contains("ip_fragment"), "reasons without a drop are left out: {stdout}");
+    let (code, stdout, _) = xrouter(&["stats", "-j", "--control", &daemon.path]);
+    let json: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((code, stdout.lines().count(), &json["schema"]), (0, 1, &1.into()));
+    for reason in DropReason::ALL {
+        let count = u64::from(*reason == DropReason::PolicyDrop);
+        assert_eq!(json["workers"][0]["drops"][reason.name()], count, "{reason}");
+    }
+}
+
+#[test]
+fn connections_are_listed_as_conntrack_does() {
+    let daemon = Daemon::start(250);
+    let (code, stdout, stderr) = xrouter(&["conntrack", "-L", "--control", &daemon.path]);
+    assert_eq!(code, 0);
+    assert_eq!(stderr, format!("xrouter v{}: 250 flow entries have been shown.\n", env!("CARGO_PKG_VERSION")));
+    let lines: Vec<_> = stdout.lines().collect();
+    assert_eq!(lines.len(), 250);
+    assert_eq!(
+        lines[249],
+        "tcp      6 299 ESTABLISHED src=10.0.0.1 dst=1.1.1.1 sport=249 dport=80 src=1.1.1.1 dst=10.0.0.1 sport=80 \
+         dport=249 [ASSURED] mark=0 use=1"
+    );
+    let list = |args: &[&str]| xrouter(&[&["conntrack", "-L", "--control", &daemon.path], args].concat());
+    assert!(list(&["-o", "extended"]).1.starts_with("ipv4     2 tcp      6 299 ESTABLISHED src="));
+    let json: serde_json::Value =
+        serde_json::from_str(list(&["-o", "json"]).1.lines().next().expect("a line")).expect("JSON");
+    assert_eq!((&json["proto"], &json["original"]["dport"]), (&"tcp".into(), &80.into()));
+    for (args, count) in [
+        (&["-f", "ipv6"][..], 0),
+        (&["-f", "ipv4", "-p", "tcp", "-s", "10.0.0.0/8", "-d", "1.1.1.1"], 250),
+        (&["-p", "17"], 0),
+        (&["-d", "10.0.0.1"], 0),
+    ] {
+        let (code, stdout, stderr) = list(args);
+        assert_eq!((code, stdout.lines().count()), (0, count), "{args:?}");
+        assert!(stderr.contains(&format!(" {count} flow entries")), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let daemon = Daemon::start(20_000);
+    let mut child = command(&["conntrack", "-L", "--control", &daemon.path])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut first = [0; 64];
+    child.stdout.take().expect("a pipe").read_exact(&mut first).expect("it writes");
+    // The pipe is closed now, like `| head -1` does.
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
+
+#[test]
+fn a_full_disk_is_a_failure() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let output = command(&["version"]).stdout(full).output().expect("the program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot write to standard output"), "{stderr}");
+}
+
+/// Some rules that are good.
+const RULES: &str =
+    "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n";
+
+#[test]
+fn rules_are_checked() {
+    let folder = Folder::new();
+    let good = folder.file("good.v4", RULES);
+    let (code, stdout, stderr) = xrouter(&["rules", "check", &good]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert_eq!(stdout, format!("{good}: good: 1 IPv4 rule, FORWARD policy DROP\n"));
+    // A doubtful rule is a warning, in front of an error too.
+    let doubtful = format!("-A FORWARD -i xr9 -j ACCEPT\n{}", "-A FORWARD -j NOWHERE\n-A FORWARD --frob\n");
+    let bad = folder.file("bad.v4", &RULES.replace("COMMIT", &format!("{doubtful}COMMIT")));
+    let (code, stdout, stderr) = xrouter(&["rules", "check", &bad, "--lan", "eth0", "--wan", "eth1"]);
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    assert!(stderr.starts_with("warning: "), "{stderr}");
+    for part in [":4:", ":5:", ":6:", "NOWHERE", "--frob", "2 errors"] {
+        assert!(stderr.contains(part), "no {part:?} in:\n{stderr}");
+    }
+    refused(&["rules", "check", &folder.path("none")], 2, &["cannot read the file"]);
+    refused(&["rules", "check"], 2, &["<FILE>"]);
+    assert_eq!(xrouter(&["rules"]).0, 2);
+    refused(&["rules", "check", &good, "--lan", "eth0"], 2, &["both --lan and --wan"]);
+}
+
+#[test]
+fn the_built_in_rules_are_good_rules() {
+    let folder = Folder::new();
+    for version in ["-4", "-6"] {
+        let (code, text, _) = xrouter(&["rules", "default", version, "--lan", "eth7", "--wan", "eth8"]);
+        assert_eq!(code, 0);
+        assert!(text.contains("-i eth7 -o eth8"), "{text}");
+        let file = folder.file("default", &text);
+        let (code, stdout, stderr) = xrouter(&["rules", "check", version, &file, "--lan", "eth7", "--wan", "eth8"]);
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        assert!(stdout.contains(&format!("IPv{}", &version[1..])), "{stdout}");
+    }
+}
+
+#[test]
+fn rules_are_read_before_anything_is_asked_of_the_machine() {
+    let folder = Folder::new();
+    let bad = folder.file("bad.v4", "*filter\n-A FORWARD --frob\nCOMMIT\n");
+    in_namespace(&folder, "", &["--rules", &bad], |code, stderr| {
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(&format!("{bad}:2:")), "{stderr}");
+    });
+}
+
+#[test]
+fn missing_privileges_are_exit_code_3() {
+    let folder = Folder::new();
+    let without = "setpriv --bounding-set=-net_admin,-bpf,-sys_admin --inh-caps=-net_admin,-bpf,-sys_admin";
+    in_namespace(&folder, without, &[], |code, stderr| {
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains("missing CAP_NET_ADMIN (to attach") && stderr.contains("CAP_BPF"), "{stderr}");
+        assert!(!stderr.contains("CAP_NET_RAW"), "{stderr}");
+    });
+}
+
+#[test]
+fn an_interface_that_is_down_is_exit_code_3() {
+    in_namespace(&Folder::new(), "ip link set xrw down;", &[], |code, stderr| {
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains("--wan xrw: the interface is down. Do: ip link set xrw up"), "{stderr}");
+    });
+}
+
+/// Runs the router between `xrl` and `xrw`, the two ends of a veth in a network namespace that ends with it, with `before` in
+/// front of the command. Does nothing without the right to make namespaces.
+fn in_namespace(folder: &Folder, before: &str, args: &[&str], judge: impl FnOnce(i32, &str)) {
+    let script = "ip link add xrl type veth peer name xrw && ip link set xrl up && ip link set xrw up || exit 99";
+    let control = folder.path("x.sock");
+    let program = env!("CARGO_BIN_EXE_xrouter");
+    let script = format!("{script}\n{before} \"$@\"");
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-c", &script, "sh", program, "--lan", "xrl", "--wan", "xrw", "--control", &control])
+        .args(args)
+        .output();
+    let Ok(output) = output else { return eprintln!("skipped: no unshare(1)") };
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.contains("unshare failed") || output.status.code() == Some(99) {
+        return eprintln!("skipped: cannot make a network namespace: {stderr}");
+    }
+    judge(output.status.code().expect("it exits by itself"), &stderr);
+}
+
+/// A pcap file with these frames, microseconds apart as given.
+fn pcap(packets: &[(u32, Vec<u8>)]) -> Vec<u8> {
+    let mut file: Vec<u8> =
+        [0xa1b2_c3d4, 4 << 16 | 2, 0, 0, 262_144, 1].into_iter().flat_map(u32::to_le_bytes).collect();
+    for (micros, frame) in packets {
+        let length = frame.len() as u32;
+        file.extend([0, *micros, length, length].into_iter().flat_map(u32::to_le_bytes));
+        file.extend(frame);
+    }
+    file
+}
+
+/// A UDP datagram from `from` (which port it enters by decides the MAC addresses).
+fn udp(lan: bool, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
+    let (host, router) =
+        if lan { ([2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 1, 1]) } else { ([2, 0, 0, 0, 2, 2], [2, 0, 0, 0, 2, 1]) };
+    let mut frame = Vec::new();
+    let packet = etherparse::PacketBuilder::ethernet2(host, router).ipv4(from.0, to.0, 64).udp(from.1, to.1);
+    packet.write(&mut frame, b"hello").expect("a packet");
+    frame
+}
+
+#[test]
+fn captures_are_replayed_through_rules_and_connections() {
+    let folder = Folder::new();
+    let (inside, outside, stranger) = ([10, 0, 0, 2], [1, 1, 1, 1], [9, 9, 9, 9]);
+    let lan = [(10, udp(true, (inside, 1000), (outside, 53)))];
+    // Before the question; the answer; nobody asked.
+    let wan = [
+        (5, udp(false, (outside, 53), (inside, 1000))),
+        (20, udp(false, (outside, 53), (inside, 1000))),
+        (30, udp(false, (stranger, 53), (inside, 1000))),
+    ];
+    for (name, packets) in [("lan.pcap", &lan[..]), ("wan.pcap", &wan[..])] {
+        std::fs::write(folder.path(name), pcap(packets)).expect("written");
+    }
+    let (lan, wan, out) = (folder.path("lan.pcap"), folder.path("wan.pcap"), folder.path("out.pcapng"));
+    let files = ["replay", "--lan-pcap", &lan, "--wan-pcap", &wan, "-w", &out];
+    let (code, stdout, stderr) = xrouter(&files);
+    assert_eq!((code, stdout.as_str()), (0, ""), "{stderr}");
+    assert!(stderr.starts_with("4 packets read, 2 written, 0 for the host itself, 2 dropped\n"), "{stderr}");
+    assert!(stderr.contains("2  rule_drop"), "{stderr}");
+    let written = std::fs::read(&out).expect("written");
+    // The question left with one hop less, to the gateway's address.
+    let question = udp(true, (inside, 1000), (outside, 53));
+    let found = written
+        .windows(question.len())
+        .find(|bytes| bytes[12..22] == question[12..22] && bytes[26..] == question[26..]);
+    let found = found.expect("the question is in the file");
+    assert_eq!((&found[..6], found[22]), (&[2, 0, 0, 0, 2, 2][..], 63));
+
+    // Other rules: nothing may pass.
+    let rules = folder.file("none.v4", "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i eth0 -p tcp -j ACCEPT\nCOMMIT\n");
+    let (code, _, stderr) = xrouter(&[&files[..], &["--rules", &rules, "--lan", "eth0", "--wan", "eth1"]].concat());
+    assert_eq!(code, 0);
+    assert!(stderr.contains("0 written") && stderr.contains("4  policy_drop"), "{stderr}");
+
+    refused(&[&files[..], &["--rules", &folder.path("absent")]].concat(), 2, &["--rules", "absent: cannot read"]);
+    std::fs::write(&wan, b"not a capture at all, really not").expect("written");
+    refused(&files, 2, &["--wan-pcap", "no pcap or pcapng file"]);
+}
