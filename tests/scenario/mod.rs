@@ -1,0 +1,12 @@
+//! The scenario runner: a packetdrill-like language for routers (described in `tests/scenarios/README.md`), and the engines
+//! it runs on.
+
+pub(crate) mod engine;
+pub(crate) mod expression;
+pub(crate) mod kernel;
+pub(crate) mod ours;
+pub(crate) mod packet;
+pub(crate) mod parity;
+pub(crate) mod run;
+pub(crate) mod script;
+pub(crate) mod topology;

@@ -1,0 +1,112 @@
+//! The executable specification: every file in `tests/scenarios` on every engine it names.
+//!
+//! `SCENARIO=text cargo test --test scenarios` runs those whose file name contains the text.
+
+mod scenario;
+
+use std::path::{Path, PathBuf};
+use std::{env, fs, thread};
+
+use scenario::parity;
+use scenario::run::run;
+use scenario::script::{Kind, Script, Step};
+use xrouter::verdict::DropReason;
+
+fn files() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let wanted = env::var("SCENARIO").unwrap_or_default();
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "scn"));
+    files.retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().contains(&wanted)));
+    files.sort();
+    files
+}
+
+fn is_root() -> bool {
+    nix::unistd::Uid::effective().is_root()
+}
+
+/// Runs every scenario on one engine, each on a thread of its own (the kernel engine changes its thread's namespace).
+fn all_on(kind: Kind) {
+    let (mut ran, mut left_out, mut failures) = (0, 0, Vec::new());
+    for file in files() {
+        let script = match Script::load(&file) {
+            Ok(script) => script,
+            Err(error) => {
+                failures.push(error);
+                continue;
+            }
+        };
+        if !script.engines.contains(&kind) {
+            left_out += 1;
+            continue;
+        }
+        ran += 1;
+        let name = script.file.clone();
+        match thread::spawn(move || run(&script, kind)).join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => failures.push(error),
+            Err(_) => failures.push(format!("{name}: panic")),
+        }
+    }
+    eprintln!("engine {}: {ran} scenarios, {} failed, {left_out} not for this engine", kind.word(), failures.len());
+    assert!(failures.is_empty(), "{} scenarios failed:\n\n{}\n", failures.len(), failures.join("\n\n"));
+}
+
+#[test]
+fn kernel_agrees_with_every_scenario() {
+    if !is_root() {
+        assert!(env::var_os("XROUTER_TEST_ROOT").is_none(), "XROUTER_TEST_ROOT is set, but this is not root");
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    all_on(Kind::Kernel);
+}
+
+/// `PARITY_SEED=7` runs one sequence, `PARITY_SEQUENCES=1000` more than usual.
+#[test]
+fn kernel_and_core_agree_on_random_sequences() {
+    if !is_root() {
+        assert!(env::var_os("XROUTER_TEST_ROOT").is_none(), "XROUTER_TEST_ROOT is set, but this is not root");
+        eprintln!("passed over: network namespaces need root");
+        return;
+    }
+    let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("PARITY_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("PARITY_SEQUENCES").unwrap_or(40),
+    };
+    let mut failures = Vec::new();
+    for seed in seeds {
+        match thread::spawn(move || parity::run(seed)).join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => failures.push(error),
+            Err(_) => failures.push(format!("seed {seed}: panic")),
+        }
+    }
+    assert!(failures.is_empty(), "{} sequences differ; the first:\n{}", failures.len(), failures[0]);
+}
+
+#[test]
+fn core_agrees_with_every_scenario() {
+    all_on(Kind::Core);
+}
+
+#[test]
+fn sim_agrees_with_every_scenario() {
+    all_on(Kind::Sim);
+}
+
+#[test]
+fn every_scenario_names_drop_reasons_that_exist() {
+    for file in files() {
+        let script = Script::load(&file).unwrap_or_else(|error| panic!("{error}"));
+        for line in &script.lines {
+            if let Step::Drop { reason, .. } = &line.step {
+                let known = DropReason::from_name(reason).is_some();
+                assert!(known, "{}:{}: there is no drop reason {reason}", script.file, line.number);
+            }
+        }
+    }
+}
