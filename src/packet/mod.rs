@@ -98,23 +98,29 @@ impl Packet {
         }
     }
 
+    #[inline]
     fn parse_ipv4(frame: &[u8], at: usize, port: PortId, verify: bool) -> Result<Packet, DropReason> {
-        let ip = &frame[at..];
-        if ip.len() < ipv4::HEADER_LEN {
+        let all = &frame[at..];
+        // A header of known length: its fields are read without a check each.
+        let Some(ip) = all.first_chunk::<{ ipv4::HEADER_LEN }>() else {
             return Err(DropReason::IpHeaderLength);
-        }
+        };
         if ipv4::version(ip) != 4 {
             return Err(DropReason::IpVersion);
         }
         let header_len = ipv4::header_len(ip);
-        if header_len < ipv4::HEADER_LEN || header_len > ip.len() {
+        if header_len < ipv4::HEADER_LEN || header_len > all.len() {
             return Err(DropReason::IpHeaderLength);
         }
-        if checksum::fold(checksum::sum(0, &ip[..header_len])) != 0xffff {
+        let header_sum = match header_len == ipv4::HEADER_LEN {
+            true => checksum::sum(0, ip),
+            false => checksum::sum(0, &all[..header_len]),
+        };
+        if checksum::fold(header_sum) != 0xffff {
             return Err(DropReason::IpChecksum);
         }
         let total_len = usize::from(ipv4::total_len(ip));
-        if total_len < header_len || total_len > ip.len() {
+        if total_len < header_len || total_len > all.len() {
             return Err(DropReason::IpTotalLength);
         }
         let flags_offset = ipv4::flags_offset(ip);
@@ -137,15 +143,15 @@ impl Packet {
     }
 
     fn parse_ipv6(frame: &[u8], at: usize, port: PortId, verify: bool) -> Result<Packet, DropReason> {
-        let ip = &frame[at..];
-        if ip.len() < ipv6::HEADER_LEN {
+        let all = &frame[at..];
+        let Some(ip) = all.first_chunk::<{ ipv6::HEADER_LEN }>() else {
             return Err(DropReason::IpHeaderLength);
-        }
+        };
         if ipv6::version(ip) != 6 {
             return Err(DropReason::IpVersion);
         }
         let l3_len = ipv6::HEADER_LEN + usize::from(ipv6::payload_len(ip));
-        if l3_len > ip.len() || l3_len > usize::from(u16::MAX) {
+        if l3_len > all.len() || l3_len > usize::from(u16::MAX) {
             return Err(DropReason::IpTotalLength);
         }
         let mut packet = Packet {
@@ -157,7 +163,7 @@ impl Packet {
             dont_fragment: true,
             ..Packet::blank(Family::V6, port, at)
         };
-        let chain = walk_extension_headers(&ip[..l3_len])?;
+        let chain = walk_extension_headers(&all[..l3_len])?;
         packet.has_options = chain.l4_at > ipv6::HEADER_LEN;
         if !chain.complete {
             packet.proto = chain.proto;
@@ -212,6 +218,14 @@ impl Packet {
         };
     }
 
+    /// A header cut short may still have its ports.
+    #[cold]
+    fn parse_ports_and_fail(&mut self, l4: &[u8]) -> L4 {
+        self.parse_ports(l4);
+        L4::Malformed
+    }
+
+    #[inline]
     fn parse_ports(&mut self, l4: &[u8]) -> L4 {
         if l4.len() < 4 {
             return L4::Malformed;
@@ -221,31 +235,31 @@ impl Packet {
         L4::Good
     }
 
+    #[inline]
     fn parse_tcp(&mut self, l4: &[u8], verify: bool) -> L4 {
-        if self.parse_ports(l4) == L4::Malformed || l4.len() < tcp::HEADER_LEN {
-            return L4::Malformed;
-        }
-        let header_len = tcp::header_len(l4);
-        self.seq = tcp::seq(l4);
-        self.ack = tcp::ack(l4);
-        self.window = tcp::window(l4);
-        self.tcp_flags = tcp::flags(l4);
+        let Some(header) = l4.first_chunk::<{ tcp::HEADER_LEN }>() else { return self.parse_ports_and_fail(l4) };
+        self.parse_ports(header);
+        let header_len = tcp::header_len(header);
+        self.seq = tcp::seq(header);
+        self.ack = tcp::ack(header);
+        self.window = tcp::window(header);
+        self.tcp_flags = tcp::flags(header);
         self.tcp_header_len = header_len as u8;
         if header_len < tcp::HEADER_LEN || header_len > l4.len() {
             return L4::Malformed;
         }
-        self.checksum_state(l4, wire::get_u16(l4, tcp::CHECKSUM_AT), verify)
+        self.checksum_state(l4, wire::get_u16(header, tcp::CHECKSUM_AT), verify)
     }
 
+    #[inline]
     fn parse_udp(&mut self, l4: &[u8], verify: bool) -> L4 {
-        if self.parse_ports(l4) == L4::Malformed || l4.len() < udp::HEADER_LEN {
-            return L4::Malformed;
-        }
-        let length = usize::from(udp::length(l4));
+        let Some(header) = l4.first_chunk::<{ udp::HEADER_LEN }>() else { return self.parse_ports_and_fail(l4) };
+        self.parse_ports(header);
+        let length = usize::from(udp::length(header));
         if length < udp::HEADER_LEN || length > l4.len() {
             return L4::Malformed;
         }
-        match udp::checksum(l4) {
+        match udp::checksum(header) {
             0 => L4::Good,
             // Linux (nf_checksum) sums to the packet's end, whatever the datagram says of its length.
             check => self.checksum_state(l4, check, verify),
