@@ -14,7 +14,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use xrouter::device::{Device, PortId};
-use xrouter::xdp::{Edge, EdgeConfig, Mode, WorkerQueues};
+use xrouter::xdp::{BusyPoll, Edge, EdgeConfig, Mode, WorkerQueues};
 
 const BURST: usize = 64;
 
@@ -36,6 +36,9 @@ struct Arguments {
     /// The core to run on.
     #[arg(long)]
     core: Option<usize>,
+    /// Preferred busy polling, as `xrouter --poll busy` has it.
+    #[arg(long)]
+    busy_poll: bool,
     /// auto, zero-copy, copy or generic.
     #[arg(long, default_value = "auto")]
     mode: Mode,
@@ -54,7 +57,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         cores.set(core)?;
         sched_setaffinity(Pid::from_raw(0), &cores)?;
     }
-    let config = EdgeConfig { mode: arguments.mode, ..EdgeConfig::new(&arguments.lan, &arguments.wan) };
+    let busy_poll = arguments.busy_poll.then(BusyPoll::default);
+    let config = EdgeConfig { mode: arguments.mode, busy_poll, ..EdgeConfig::new(&arguments.lan, &arguments.wan) };
     let mut edge = Edge::open(&config)?;
     let mut worker = edge.take_worker(0).ok_or("there is a first worker")?;
     let macs = edge.interfaces().each_ref().map(|interface| interface.mac);
