@@ -5,7 +5,7 @@
 
 /// Asks for the cache line at `line` to be brought close, for a read or a write soon. Never faults, changes nothing.
 #[inline(always)]
-pub fn prefetch<T>(line: &T) {
+pub fn prefetch<T: ?Sized>(line: &T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: PREFETCHT0 is a hint; it has no architectural effect and faults on no address, and this one is valid.
     unsafe {

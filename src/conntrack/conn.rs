@@ -55,8 +55,8 @@ pub struct Conn {
     /// Linux's IPS_FIXED_TIMEOUT, and whether the record has counters (see [`Conn::COUNTED`]).
     pub(super) flags: u16,
     pub(super) mark: u32,
-    /// Room for a verdict cache.
-    pub(super) spare: [u32; 2],
+    /// By direction: the datapath's own number for the way its packets go; 0 without one.
+    pub(super) shortcut: [u32; 2],
 
     pub(super) track: Track,
     /// Next record in the same wheel slot; [`UNLINKED`] when in none.
@@ -86,7 +86,7 @@ impl Conn {
         status: CtStatus(0),
         flags: 0,
         mark: 0,
-        spare: [0; 2],
+        shortcut: [0; 2],
         track: Track::Plain,
         link: UNLINKED,
         nat: END,
@@ -147,6 +147,6 @@ mod tests {
     fn a_record_is_two_cache_lines_and_the_hot_one_comes_first() {
         assert_eq!((size_of::<Conn>(), align_of::<Conn>()), (128, 64));
         assert_eq!(offset_of!(Conn, track), 64);
-        assert!(offset_of!(Conn, spare) + 8 <= 64);
+        assert!(offset_of!(Conn, shortcut) + 8 <= 64);
     }
 }

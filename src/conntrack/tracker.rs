@@ -253,6 +253,45 @@ impl Conntrack {
         }
     }
 
+    /// [`Conntrack::track`] for a TCP or UDP packet whose connection [`Conntrack::lookup`] has just found.
+    ///
+    /// # Errors
+    /// As [`Conntrack::track`].
+    #[inline]
+    pub fn track_known(
+        &mut self,
+        known: (ConnId, Direction),
+        packet: &Packet,
+        frame: &[u8],
+        hash: u64,
+        now: Instant,
+    ) -> Result<Tracked, DropReason> {
+        self.prepared = None;
+        match self.update(known.0, known.1, packet, frame, now) {
+            Some(tracked) => Ok(tracked),
+            None => self.track(packet, frame, hash, now),
+        }
+    }
+
+    /// What the datapath has noted for one direction of a connection; 0 at first.
+    #[inline]
+    pub fn shortcut(&self, (id, direction): (ConnId, Direction)) -> u32 {
+        self.table.get(id).shortcut[direction.index()]
+    }
+
+    /// Notes a number for one direction of a connection.
+    #[inline]
+    pub fn set_shortcut(&mut self, (id, direction): (ConnId, Direction), number: u32) {
+        self.table.get_mut(id).shortcut[direction.index()] = number;
+    }
+
+    /// Takes the notes of up to `count` records away, from record `from` on. Returns where to go on, `None` at the end.
+    pub fn clear_shortcuts(&mut self, from: usize, count: usize) -> Option<usize> {
+        let end = from.saturating_add(count).min(self.capacity());
+        self.table.records_mut().get_mut(from..end)?.iter_mut().for_each(|conn| conn.shortcut = [0; 2]);
+        (end < self.capacity()).then_some(end)
+    }
+
     /// Makes the prepared connection visible in both directions. Does nothing for any other packet.
     ///
     /// # Errors
@@ -420,7 +459,7 @@ impl Conntrack {
 
     /// Finds a live connection; removes an expired one that is in the way.
     #[inline]
-    fn lookup(&mut self, tuple: &Tuple, hash: u64, now: Instant) -> Option<(ConnId, Direction)> {
+    pub fn lookup(&mut self, tuple: &Tuple, hash: u64, now: Instant) -> Option<(ConnId, Direction)> {
         let (id, direction) = self.table.find(tuple, hash)?;
         if self.table.get(id).is_expired(now) {
             self.table.remove(id);

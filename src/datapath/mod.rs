@@ -3,7 +3,8 @@
 //! A batch goes through three stages. (a) Every packet is parsed and hashed and its connection-table bucket prefetched.
 //! (b) Every bucket is probed and the connection's record prefetched. (c) Every packet is decided, in order of arrival, by
 //! `Path::decide`, which is netfilter's order for a forwarded packet and nothing else. A dependent cache miss costs
-//! many times an independent one; that is why nothing is looked up one packet at a time.
+//! many times an independent one; that is why nothing is looked up one packet at a time. A packet of a known connection
+//! mostly takes the [`shortcut`] that an earlier one has found.
 //!
 //! The core knows no file descriptor, clock, thread, log or environment: time is the argument `now`, and all it wants done
 //! it writes into [`Effects`]. So the same code runs on AF_XDP, in the simulator, under the fuzzer, in a benchmark and over
@@ -11,28 +12,34 @@
 
 mod effects;
 mod shard;
+mod shortcut;
 mod waiting;
 
 pub use effects::{Effects, Resolve};
 pub use shard::{Counters, PortCounters, Shard};
 
-use crate::conntrack::{Tracked, Tuple};
+use crate::arch;
+use crate::conntrack::{ConnId, ConnRef, CtInfo, Direction, Tracked, Tuple};
 use crate::device::{Frame, PortId};
-use crate::packet::Packet;
+use crate::packet::{L4, Packet};
 use crate::reply;
 use crate::rewrite::{self, Options};
 use crate::route::{Neighbour, Route};
-use crate::rules::{Context, Decision};
+use crate::rules::{Context, Decision, LogRequest, Trace};
 use crate::snapshot::{BadSource, Policy, Routing};
 use crate::time::{Instant, SECOND_NS};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::{Addr, Family, Mac, ethernet};
+use crate::wire::{Addr, Family, Mac, ethernet, proto};
 
-use shard::Work;
+use shard::{Work, family_index};
+use shortcut::Shortcut;
 use waiting::Outcome;
 
 /// Packets of a batch. 64 is where the cost per packet stops falling (VPP's graph: 128 gains nothing more).
 pub const BATCH: usize = 64;
+
+/// How many packets ahead a header is fetched. Another core has just written it, so the first touch would wait for it.
+const AHEAD: usize = 6;
 
 /// Packets in hand, with the port each arrived on, oldest first.
 #[derive(Debug)]
@@ -73,23 +80,30 @@ pub fn process(
     now: Instant,
     effects: &mut Effects,
 ) {
-    shard.follow(policy);
+    shard.follow(policy, routing);
     let mut work = std::mem::take(&mut shard.work);
     parse_all(shard, batch, &mut work);
     for work in work.iter().flatten() {
         shard.conntrack.prefetch_conn(work.hash);
     }
     let mut path = Path { shard, policy, routing, now, effects };
-    for ((port, frame), parsed) in batch.frames.drain(..).zip(work.drain(..)) {
-        path.take(port, frame, parsed);
+    for ((port, frame), parsed) in batch.frames.drain(..).zip(&mut work) {
+        match parsed {
+            Ok(work) => path.take(port, frame, work),
+            Err(reason) => path.drop(frame, *reason),
+        };
     }
+    work.clear();
     path.shard.work = work;
 }
 
 /// Stage (a).
 fn parse_all(shard: &mut Shard, batch: &Batch, work: &mut Vec<Result<Work, DropReason>>) {
     let verify = shard.conntrack.settings().checksum;
-    for (port, frame) in &batch.frames {
+    for (index, (port, frame)) in batch.frames.iter().enumerate() {
+        if let Some((_, ahead)) = batch.frames.get(index + AHEAD) {
+            arch::prefetch(ahead.bytes());
+        }
         let counters = &mut shard.counters.ports[port.index()];
         counters.receive_packets += 1;
         counters.receive_bytes += frame.len() as u64;
@@ -123,6 +137,32 @@ pub fn next_deadline(shard: &Shard, now: Instant) -> Option<Instant> {
     [waiting, shard.conntrack.next_deadline()].into_iter().flatten().min()
 }
 
+/// A connection in the table, and which of its directions a packet has.
+type Known = (ConnId, Direction);
+
+/// Whether a packet may take a shortcut, or teach one: it is tracked by its own ports, and nothing in its headers wants a
+/// closer look.
+#[inline]
+fn is_plain(packet: &Packet) -> bool {
+    !packet.has_options
+        && matches!(packet.proto, proto::TCP | proto::UDP)
+        && matches!(packet.l4, L4::Good | L4::PartialChecksum)
+}
+
+/// A packet that passed leaves without padding, and with a whole checksum.
+#[inline]
+fn finish(frame: &mut Frame, packet: &mut Packet) {
+    frame.set_len(packet.frame_len());
+    rewrite::finish_checksum(frame.bytes_mut(), packet);
+}
+
+/// Whether what was decided for this packet says something about others of the connection.
+#[inline]
+fn may_teach(tracked: &Tracked, known: Known) -> bool {
+    tracked.conn == ConnRef::Confirmed(known.0)
+        && matches!(tracked.info, CtInfo::New | CtInfo::Established | CtInfo::EstablishedReply)
+}
+
 /// One packet's way; holds what every step needs.
 struct Path<'a> {
     shard: &'a mut Shard,
@@ -148,11 +188,14 @@ enum Answer {
 struct Way {
     port: PortId,
     gateway: Option<Addr>,
+    mtu: u16,
 }
 
 /// A packet's decision before it is carried out.
 enum Fate {
     Forward(Way),
+    /// To a neighbour that is known.
+    Send(PortId, Mac),
     Punt,
     Refuse(Refusal),
 }
@@ -172,13 +215,13 @@ impl Refusal {
 impl Path<'_> {
     /// Stage (c) for one packet: decide, then carry it out.
     #[inline]
-    fn take(&mut self, port: PortId, mut frame: Frame, parsed: Result<Work, DropReason>) -> Verdict {
-        let mut work = match parsed {
-            Ok(work) => work,
-            Err(reason) => return self.drop(frame, reason),
-        };
-        match self.decide(&mut frame, &mut work) {
-            Fate::Forward(way) => self.forward(frame, &work.packet, &way),
+    fn take(&mut self, port: PortId, mut frame: Frame, work: &mut Work) -> Verdict {
+        match self.decide(&mut frame, work) {
+            Fate::Send(to, neighbour) => {
+                finish(&mut frame, &mut work.packet);
+                self.send(frame, to, neighbour)
+            }
+            Fate::Forward(way) => self.forward(frame, &mut work.packet, &way),
             Fate::Punt => {
                 // What the kernel gets back has left the sender's NIC for it: a bare frame with nothing left to finish.
                 rewrite::finish_checksum(frame.bytes_mut(), &mut work.packet);
@@ -190,15 +233,62 @@ impl Path<'_> {
         }
     }
 
-    /// Netfilter's order. Steps without a table to run yet (raw, mangle, nat) are named where they will stand.
+    /// Only what is addressed to this port is routed; group addresses are the host's. Then the short way or the long one.
     #[inline]
     fn decide(&mut self, frame: &mut Frame, work: &mut Work) -> Fate {
-        let packet = &mut work.packet;
-        // Link layer: only what is addressed to this port is routed; group addresses are the host's.
+        let Work { packet, hash } = work;
         let destination = ethernet::destination(frame.bytes());
         if destination != self.routing.ports[packet.port.index()].mac {
             return if destination.is_group() { Fate::Punt } else { Fate::Refuse(DropReason::NotForUs.into()) };
         }
+        if is_plain(packet)
+            && let Some(known) = self.shard.conntrack.lookup(&Tuple::of(packet), *hash, self.now)
+        {
+            return self.decide_known(frame, packet, *hash, known);
+        }
+        self.decide_fully(frame, packet, *hash, None, None)
+    }
+
+    /// A packet of a known connection: where an earlier one went, if nothing speaks against it.
+    #[inline]
+    fn decide_known(&mut self, frame: &mut Frame, packet: &mut Packet, hash: u64, known: Known) -> Fate {
+        let kept = self.shard.shortcuts.get(self.shard.conntrack.shortcut(known)).copied();
+        let fits = |kept: &Shortcut| kept.in_port == packet.port && packet.ttl > 1 && packet.l3_len <= kept.mtu;
+        let Some(kept) = kept.filter(fits) else {
+            return self.decide_fully(frame, packet, hash, Some(known), None);
+        };
+        let tracked = match self.shard.conntrack.track_known(known, packet, frame.bytes(), hash, self.now) {
+            Ok(tracked) => tracked,
+            Err(reason) => return Fate::Refuse(reason.into()),
+        };
+        let same_state = tracked.conn == ConnRef::Confirmed(known.0)
+            && tracked.info == kept.info
+            && kept.status.is_none_or(|status| status == tracked.status);
+        if !same_state {
+            return self.decide_fully(frame, packet, hash, Some(known), Some(tracked));
+        }
+        rewrite::decrement_ttl(frame.bytes_mut(), packet);
+        match kept.trace {
+            Some(trace) => self.shard.shortcuts.count(trace, packet.l3_len),
+            None => {
+                if let Err(refusal) = self.filter(frame, packet, &tracked, kept.out_port, None) {
+                    return Fate::Refuse(refusal);
+                }
+            }
+        }
+        Fate::Send(kept.out_port, kept.neighbour)
+    }
+
+    /// Netfilter's order. Steps without a table to run yet (raw, mangle, nat) are named where they will stand. `known` is a
+    /// plain packet's connection, `tracked` what conntrack has said of it already.
+    fn decide_fully(
+        &mut self,
+        frame: &mut Frame,
+        packet: &mut Packet,
+        hash: u64,
+        known: Option<Known>,
+        tracked: Option<Tracked>,
+    ) -> Fate {
         // Host business leaves before conntrack: without NAT no connection of ours has an address of ours.
         let route = self.routing.lookup(packet.family, packet.src, packet.dst);
         if matches!(route, Route::Local | Route::Broadcast | Route::Multicast) {
@@ -208,7 +298,13 @@ impl Path<'_> {
             return Fate::Refuse(reason.into());
         }
         // raw PREROUTING, then conntrack.
-        let tracked = match self.shard.conntrack.track(packet, frame.bytes(), work.hash, self.now) {
+        let conntrack = &mut self.shard.conntrack;
+        let tracked = match (tracked, known) {
+            (Some(tracked), _) => Ok(tracked),
+            (None, Some(known)) => conntrack.track_known(known, packet, frame.bytes(), hash, self.now),
+            (None, None) => conntrack.track(packet, frame.bytes(), hash, self.now),
+        };
+        let tracked = match tracked {
             Ok(tracked) => tracked,
             Err(reason) => return Fate::Refuse(reason.into()),
         };
@@ -219,14 +315,38 @@ impl Path<'_> {
         };
         rewrite::decrement_ttl(frame.bytes_mut(), packet);
         // mangle FORWARD, then filter FORWARD.
-        if let Err(refusal) = self.filter(frame, packet, &tracked, way.port) {
+        let learner = known.filter(|known| may_teach(&tracked, *known));
+        let mut trace = learner.map(|_| Trace::default());
+        if let Err(refusal) = self.filter(frame, packet, &tracked, way.port, trace.as_mut()) {
             return Fate::Refuse(refusal);
         }
         // mangle and nat POSTROUTING, then the connection becomes visible.
-        match self.shard.conntrack.confirm(&tracked, self.now) {
-            Ok(()) => Fate::Forward(way),
-            Err(reason) => Fate::Refuse(reason.into()),
+        if let Err(reason) = self.shard.conntrack.confirm(&tracked, self.now) {
+            return Fate::Refuse(reason.into());
         }
+        if let (Some(known), Some(trace)) = (learner, trace) {
+            self.learn(known, packet, &tracked, &way, &trace);
+        }
+        Fate::Forward(way)
+    }
+
+    /// Keeps the way of a packet that passed, for the next of its connection.
+    fn learn(&mut self, known: Known, packet: &Packet, tracked: &Tracked, way: &Way, trace: &Trace) {
+        let hop = waiting::next_hop(packet.family, way.port, way.gateway, packet.dst);
+        let Neighbour::Reachable(neighbour) = self.routing.neighbour(hop.port, hop.next_hop) else { return };
+        let shortcuts = &mut self.shard.shortcuts;
+        let kept_trace = shortcuts.learn_trace(packet.family, trace);
+        let number = shortcuts.learn(&Shortcut {
+            in_port: packet.port,
+            out_port: way.port,
+            mtu: way.mtu,
+            neighbour,
+            info: tracked.info,
+            // Where the rules are asked every time, they see the status themselves.
+            status: (kept_trace.is_some() && trace.reads_status()).then_some(tracked.status),
+            trace: kept_trace,
+        });
+        self.shard.conntrack.set_shortcut(known, number);
     }
 
     /// Addresses that no forwarded packet has (`ip_route_input_slow`, `fib_validate_source`, `ip6_rcv_core`,
@@ -294,12 +414,19 @@ impl Path<'_> {
                 false => DropReason::PacketTooBig.into(),
             });
         }
-        Ok(Way { port, gateway })
+        Ok(Way { port, gateway, mtu })
     }
 
     /// filter FORWARD.
     #[inline]
-    fn filter(&mut self, frame: &Frame, packet: &Packet, tracked: &Tracked, out: PortId) -> Result<(), Refusal> {
+    fn filter(
+        &mut self,
+        frame: &Frame,
+        packet: &Packet,
+        tracked: &Tracked,
+        out: PortId,
+        trace: Option<&mut Trace>,
+    ) -> Result<(), Refusal> {
         let context = Context {
             packet,
             frame: frame.bytes(),
@@ -309,12 +436,17 @@ impl Path<'_> {
             status: tracked.status,
             now: self.now,
         };
-        let (vector, counters) = match packet.family {
-            Family::V4 => (&self.policy.v4, &mut self.shard.rules_v4),
-            Family::V6 => (&self.policy.v6, &mut self.shard.rules_v6),
+        let vector = match packet.family {
+            Family::V4 => &self.policy.v4,
+            Family::V6 => &self.policy.v6,
         };
+        let counters = &mut self.shard.rules[family_index(packet.family)];
         let effects = &mut *self.effects;
-        let decision = vector.evaluate(&context, counters, &mut |request| effects.log(request));
+        let mut log = |request: &LogRequest<'_>| effects.log(request);
+        let decision = match trace {
+            None => vector.evaluate(&context, counters, &mut log),
+            Some(trace) => vector.trace(&context, counters, &mut log, trace),
+        };
         match decision {
             Decision::Accept => Ok(()),
             Decision::Drop(reason) => Err(reason.into()),
@@ -332,14 +464,12 @@ impl Path<'_> {
 
     /// Step 10 of a packet that passed: unfinished checksum, options, padding, then the way out.
     #[inline]
-    fn forward(&mut self, mut frame: Frame, packet: &Packet, way: &Way) -> Verdict {
-        let mut packet = *packet;
-        frame.set_len(packet.frame_len());
-        rewrite::finish_checksum(frame.bytes_mut(), &mut packet);
+    fn forward(&mut self, mut frame: Frame, packet: &mut Packet, way: &Way) -> Verdict {
+        finish(&mut frame, packet);
         let hop = waiting::next_hop(packet.family, way.port, way.gateway, packet.dst);
-        if packet.has_options && rewrite::check_options(frame.bytes(), &packet) == Options::Record {
+        if packet.has_options && rewrite::check_options(frame.bytes(), packet) == Options::Record {
             let address = self.routing.source_address(packet.family, way.port, hop.next_hop);
-            let recorded = address.is_some_and(|own| rewrite::record_in_options(frame.bytes_mut(), &packet, own));
+            let recorded = address.is_some_and(|own| rewrite::record_in_options(frame.bytes_mut(), packet, own));
             if !recorded {
                 return self.drop(frame, DropReason::IpOptions);
             }

@@ -8,10 +8,12 @@ use crate::device::PortId;
 use crate::packet::Packet;
 use crate::reply::Limiter;
 use crate::rules::RuleCounters;
-use crate::snapshot::Policy;
+use crate::snapshot::{Policy, Routing};
 use crate::time::Instant;
-use crate::verdict::DropCounters;
+use crate::verdict::{DropCounters, DropReason};
+use crate::wire::Family;
 
+use super::shortcut::Shortcuts;
 use super::waiting::Waiting;
 
 /// Packets and bytes (of Ethernet frames, without preamble and FCS) in both directions of one port.
@@ -59,6 +61,15 @@ pub(super) struct Work {
     pub(super) hash: u64,
 }
 
+/// The family's place in an array.
+#[inline]
+pub(super) const fn family_index(family: Family) -> usize {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    }
+}
+
 /// One worker's state; see the module's head.
 #[derive(Debug)]
 pub struct Shard {
@@ -66,16 +77,15 @@ pub struct Shard {
     pub conntrack: Conntrack,
     /// What was counted.
     pub counters: Counters,
-    /// Packets and bytes per rule of the policy in force, IPv4.
-    pub rules_v4: RuleCounters,
-    /// Packets and bytes per rule of the policy in force, IPv6.
-    pub rules_v6: RuleCounters,
-    pub(super) policy_generation: u64,
+    /// What the rules counted, but for the packets that took a shortcut.
+    pub(super) rules: [RuleCounters; 2],
+    pub(super) shortcuts: Shortcuts,
+    policy_generation: u64,
     pub(super) waiting: Waiting,
     pub(super) asked_at: Instant,
     pub(super) limiter: Limiter,
     pub(super) ip_id: u16,
-    pub(super) work: Vec<Result<Work, crate::verdict::DropReason>>,
+    pub(super) work: Vec<Result<Work, DropReason>>,
 }
 
 impl Shard {
@@ -84,8 +94,8 @@ impl Shard {
         Shard {
             conntrack: Conntrack::new(settings, secret),
             counters: Counters::default(),
-            rules_v4: policy.v4.counters(),
-            rules_v6: policy.v6.counters(),
+            rules: [policy.v4.counters(), policy.v6.counters()],
+            shortcuts: Shortcuts::new(),
             policy_generation: policy.generation,
             waiting: Waiting::new(),
             asked_at: Instant::ZERO,
@@ -100,13 +110,26 @@ impl Shard {
         self.waiting.len()
     }
 
-    /// Makes room for the counters of a policy not seen before.
-    pub(super) fn follow(&mut self, policy: &Policy) {
+    /// Packets and bytes per rule of the policy in force.
+    pub fn rule_counters(&self, family: Family) -> RuleCounters {
+        let mut counters = self.rules[family_index(family)].clone();
+        self.shortcuts.add_uses(family, &mut counters);
+        counters
+    }
+
+    /// From now on every packet goes the long way. The verdicts are the same; for tests and comparisons.
+    pub fn turn_shortcuts_off(&mut self) {
+        self.shortcuts.turn_off();
+    }
+
+    /// Makes room for the counters of a policy not seen before, and forgets what other rules and routes said.
+    #[inline]
+    pub(super) fn follow(&mut self, policy: &Policy, routing: &Routing) {
         if self.policy_generation != policy.generation {
-            self.rules_v4 = policy.v4.counters();
-            self.rules_v6 = policy.v6.counters();
+            self.rules = [policy.v4.counters(), policy.v6.counters()];
             self.policy_generation = policy.generation;
         }
+        self.shortcuts.follow(policy, routing, &mut self.conntrack);
     }
 
     /// An identification for a packet of our own: never 0, as Linux's.

@@ -35,11 +35,14 @@ fn routing() -> RoutingBuilder {
     builder
 }
 
+mod shortcuts;
+
 /// A router with the default policy, and frames to feed it.
 struct Bench {
     shard: Shard,
     policy: Policy,
     routing: Routing,
+    builder: RoutingBuilder,
     pool: FramePool,
     effects: Effects,
     now: Instant,
@@ -52,10 +55,12 @@ impl Bench {
             RuleVector::compile(&rules::load("default", &text, family, &["lan0", "wan0"]).expect("good rules"))
         };
         let policy = Policy { generation: 1, v4: vector(Family::V4), v6: vector(Family::V6) };
+        let mut builder = routing();
         Bench {
             shard: Shard::new(Settings { max: 64, ..Settings::default() }, [1, 2], &policy),
             policy,
-            routing: routing().build(),
+            routing: builder.build(),
+            builder,
             pool: FramePool::in_memory(256, 2048),
             effects: Effects::new(BATCH),
             now: Instant::from_secs(1),
@@ -219,9 +224,8 @@ fn an_unknown_neighbour_is_asked_for_and_waited_for() {
     assert!(router.one(PortId::LAN, &to_cold).is_none());
     assert_eq!((router.effects.resolve.len(), router.shard.waiting()), (1, 1));
     assert!(router.expire(1000).is_empty());
-    let mut next = routing();
-    next.add_neighbour(PortId::WAN, ip("10.2.0.77"), SERVER_MAC);
-    router.routing = next.build();
+    router.builder.add_neighbour(PortId::WAN, ip("10.2.0.77"), SERVER_MAC);
+    router.routing = router.builder.build();
     let out = router.expire(1000);
     assert_eq!((out.len(), out[0].0, router.shard.waiting()), (1, PortId::WAN, 0));
 }
@@ -230,9 +234,8 @@ fn an_unknown_neighbour_is_asked_for_and_waited_for() {
 fn a_neighbour_that_fails_is_reported_to_the_sender() {
     let mut router = Bench::new();
     router.one(PortId::LAN, &udp(PortId::LAN, CLIENT, [10, 2, 0, 77], (1, 2), 64, 4));
-    let mut next = routing();
-    next.set_neighbour(PortId::WAN, ip("10.2.0.77"), Neighbour::Failed);
-    router.routing = next.build();
+    router.builder.set_neighbour(PortId::WAN, ip("10.2.0.77"), Neighbour::Failed);
+    router.routing = router.builder.build();
     assert!(router.expire(1000).is_empty(), "a failure this early is an old one");
     let out = router.expire(3 * SECOND_NS);
     let error = parse(&out[0].1);

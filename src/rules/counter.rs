@@ -22,7 +22,7 @@ impl Counter {
         self.bytes += u64::from(bytes);
     }
 
-    fn add(&mut self, other: &Counter) {
+    pub(super) fn add(&mut self, other: &Counter) {
         self.packets += other.packets;
         self.bytes += other.bytes;
     }

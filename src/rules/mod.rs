@@ -22,9 +22,13 @@ mod parse;
 mod rule;
 mod save;
 mod token;
+mod trace;
 mod value;
 mod vector;
 
+#[cfg(test)]
+#[path = "../../tests/rules_generator/mod.rs"]
+pub(crate) mod generator;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +38,7 @@ pub use diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 pub use log::{LogRecord, LogRequest, log_line};
 pub use rule::*;
 pub use save::save;
+pub use trace::Trace;
 pub use vector::RuleVector;
 
 use crate::conntrack::{CtInfo, CtStatus};

@@ -1,8 +1,5 @@
 //! Tests of the whole room: what is read and refused, vector against oracle, text to rules and back.
 
-#[path = "../../tests/rules_generator/mod.rs"]
-mod generator;
-
 use super::*;
 use crate::time::SECOND_NS;
 use generator::{Allowed, Shape, Version};

@@ -8,6 +8,8 @@
 //! Order matters where a test does more than answer: `limit` spends credit, and a match that cannot read its header drops
 //! the packet. So a row's pure tests stand in the row itself only up to the first such match; the rest are [`Op`]s, run in
 //! order. A packet whose transport header is cut short takes the careful way: every match in order, as Linux does.
+//!
+//! [`RuleVector::trace`] also says what the verdict rests on, so that it may be kept for the connection's later packets.
 
 use super::counter::RuleCounters;
 use super::limit::Bucket;
@@ -16,6 +18,7 @@ use super::rule::{
     AddrMatch, BitMatch, ConntrackMatch, FORWARD, IcmpMatch, InterfaceMatch, LogTarget, MAX_DEPTH, Match,
     MultiportMatch, MultiportSide, Policy, PortRange, RejectWith, Rule, Ruleset, Target, TcpMatch, UdpMatch, state,
 };
+use super::trace::{Reads, Trace};
 use super::{Context, Decision};
 use crate::conntrack::{CtInfo, CtStatus};
 use crate::device::PortId;
@@ -243,21 +246,47 @@ impl RuleVector {
         counters: &mut RuleCounters,
         log: &mut dyn FnMut(&LogRequest<'_>),
     ) -> Decision {
+        self.run_rows(context, counters, log, &mut ())
+    }
+
+    /// The same, and `trace` (blank before) tells what it rests on.
+    ///
+    /// # Panics
+    /// As [`RuleVector::evaluate`].
+    pub fn trace(
+        &self,
+        context: &Context<'_>,
+        counters: &mut RuleCounters,
+        log: &mut dyn FnMut(&LogRequest<'_>),
+        trace: &mut Trace,
+    ) -> Decision {
+        self.run_rows(context, counters, log, trace)
+    }
+
+    #[inline]
+    fn run_rows<R: Reads>(
+        &self,
+        context: &Context<'_>,
+        counters: &mut RuleCounters,
+        log: &mut dyn FnMut(&LogRequest<'_>),
+        reads: &mut R,
+    ) -> Decision {
         assert_eq!(counters.rules.len(), self.rule_count, "counters of another ruleset");
         match (&self.rows, context.packet.family) {
-            (Rows::V4(rows), Family::V4) => self.walk(rows, context, counters, log),
-            (Rows::V6(rows), Family::V6) => self.walk(rows, context, counters, log),
+            (Rows::V4(rows), Family::V4) => self.walk(rows, context, counters, log, reads),
+            (Rows::V6(rows), Family::V6) => self.walk(rows, context, counters, log, reads),
             (_, family) => panic!("an {family:?} packet at the other family's rules"),
         }
     }
 
     #[inline]
-    fn walk<W: Word>(
+    fn walk<W: Word, R: Reads>(
         &self,
         rows: &[Row<W>],
         context: &Context<'_>,
         counters: &mut RuleCounters,
         log: &mut dyn FnMut(&LogRequest<'_>),
+        reads: &mut R,
     ) -> Decision {
         let facts = Facts::<W>::of(context);
         let bytes = context.packet.l3_len;
@@ -268,8 +297,11 @@ impl RuleVector {
             let row = &rows[at];
             at += 1;
             let answer = match facts.readable {
-                true => self.test(row, &facts, context),
-                false => self.test_careful(row, &facts, context),
+                true => self.test(row, &facts, context, reads),
+                false => {
+                    reads.packet();
+                    self.test_careful(row, &facts, context)
+                }
             };
             match answer {
                 Answer::No => continue,
@@ -278,13 +310,17 @@ impl RuleVector {
             }
             if row.action != Action::End {
                 counters.rules[row.counter as usize].count(bytes);
+                reads.rule(row.counter);
             }
             match row.action {
                 Action::Count => {}
                 Action::Accept => return Decision::Accept,
                 Action::Drop => return Decision::Drop(DropReason::RuleDrop),
                 Action::Reject(with) => return Decision::Reject(with),
-                Action::Log(index) => log(&LogRequest { log: &self.logs[index as usize], context }),
+                Action::Log(index) => {
+                    reads.packet();
+                    log(&LogRequest { log: &self.logs[index as usize], context });
+                }
                 Action::Goto(to) => at = to as usize,
                 Action::Jump(to) => {
                     stack[depth] = at as u32;
@@ -297,6 +333,7 @@ impl RuleVector {
                 }
                 Action::Return | Action::End => {
                     counters.policies[FORWARD].count(bytes);
+                    reads.policy();
                     return match self.policy {
                         Policy::Accept => Decision::Accept,
                         Policy::Drop => Decision::Drop(DropReason::PolicyDrop),
@@ -308,16 +345,20 @@ impl RuleVector {
 
     /// The row against a packet whose headers can be read.
     #[inline(always)]
-    fn test<W: Word>(&self, row: &Row<W>, facts: &Facts<W>, context: &Context<'_>) -> Answer {
+    fn test<W: Word, R: Reads>(&self, row: &Row<W>, facts: &Facts<W>, context: &Context<'_>, reads: &mut R) -> Answer {
         let flags = ((facts.flags & row.flags_mask) == row.flags_comp) != (row.invert & INVERT_FLAGS != 0);
         let ports = row.sport.holds(facts.sport) & row.dport.holds(facts.dport);
         let state = facts.state & row.states != 0;
-        if !(row.base(facts) & flags & ports & state) {
+        let of_the_flow = row.base(facts) & ports & state;
+        if of_the_flow && row.asks_flags() {
+            reads.packet();
+        }
+        if !(of_the_flow & flags) {
             return Answer::No;
         }
         match row.ops_len == row.inlined {
             true => Answer::Yes,
-            false => self.run_ops(&self.ops[row.rest()], context),
+            false => self.run_ops(&self.ops[row.rest()], context, reads),
         }
     }
 
@@ -331,13 +372,20 @@ impl RuleVector {
             return if without_proto.base(facts) { Answer::Hotdrop } else { Answer::No };
         }
         match row.base(facts) {
-            true => self.run_ops(&self.ops[row.all()], context),
+            true => self.run_ops(&self.ops[row.all()], context, &mut ()),
             false => Answer::No,
         }
     }
 
-    fn run_ops(&self, ops: &[Op], context: &Context<'_>) -> Answer {
+    fn run_ops<R: Reads>(&self, ops: &[Op], context: &Context<'_>, reads: &mut R) -> Answer {
         for op in ops {
+            match op {
+                Op::Tcp(_) | Op::Limit(_) => reads.packet(),
+                Op::Conntrack(_) => reads.status(),
+                // Its ports are in no tuple.
+                Op::Multiport(_) if context.packet.proto == DCCP => reads.packet(),
+                Op::Udp(_) | Op::Icmp(_) | Op::State(_) | Op::Multiport(_) => {}
+            }
             let answer = self.run(op, context);
             if answer != Answer::Yes {
                 return answer;
@@ -375,6 +423,12 @@ impl<W: Word> Row<W> {
         let proto = ((facts.proto & self.proto_mask) == self.proto) != (self.invert & INVERT_PROTO != 0);
         let ports = facts.ports & self.ports == facts.ports;
         src & dst & proto & ports
+    }
+
+    /// Whether the row's own fields ask for TCP flags.
+    #[inline(always)]
+    fn asks_flags(&self) -> bool {
+        self.flags_mask | self.flags_comp | self.invert & INVERT_FLAGS != 0
     }
 
     fn all(&self) -> core::ops::Range<usize> {

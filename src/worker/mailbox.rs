@@ -18,6 +18,7 @@ use crate::device::{PortId, QueueStatistics};
 use crate::rules::{LogRecord, RuleCounters};
 use crate::snapshot::Policy;
 use crate::time::Instant;
+use crate::wire::Family;
 
 /// LOG records between worker and control thread.
 pub const LOG_RING: usize = 1024;
@@ -231,8 +232,8 @@ impl Mailbox {
             table_bytes: shard.conntrack.memory_bytes(),
             waiting: shard.waiting(),
             policy_generation: policy.generation,
-            rules_v4: shard.rules_v4.clone(),
-            rules_v6: shard.rules_v6.clone(),
+            rules_v4: shard.rule_counters(Family::V4),
+            rules_v6: shard.rule_counters(Family::V6),
             bursts: turns.bursts,
             busy_bursts: turns.busy_bursts,
             logs_lost: self.logs_lost,

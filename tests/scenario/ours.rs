@@ -84,8 +84,8 @@ impl Parts {
 
     fn save(&self, v4: bool, shard: &Shard) -> String {
         match v4 {
-            true => rules::save(&self.rulesets[0], Some(&shard.rules_v4)),
-            false => rules::save(&self.rulesets[1], Some(&shard.rules_v6)),
+            true => rules::save(&self.rulesets[0], Some(&shard.rule_counters(Family::V4))),
+            false => rules::save(&self.rulesets[1], Some(&shard.rule_counters(Family::V6))),
         }
     }
 
