@@ -100,6 +100,8 @@ drop_reasons! {
     NeighbourQueueFull = "neighbour_queue_full",
     /// The port's transmit ring stayed full.
     TransmitFull = "transmit_full",
+    /// For the host's own stack, which was given its share already (20,000 packets a second for each worker).
+    PuntLimited = "punt_limited",
     /// The frame could not be handed to the host's own stack.
     PuntFailed = "punt_failed",
 }

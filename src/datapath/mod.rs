@@ -10,6 +10,7 @@
 //! it writes into [`Effects`]. So the same code runs on AF_XDP, in the simulator, under the fuzzer, in a benchmark and over
 //! capture files.
 
+mod budget;
 mod effects;
 mod shard;
 mod shortcut;
@@ -222,6 +223,7 @@ impl Path<'_> {
                 self.send(frame, to, neighbour)
             }
             Fate::Forward(way) => self.forward(frame, &mut work.packet, &way),
+            Fate::Punt if !self.shard.punts.take(self.now) => self.drop(frame, DropReason::PuntLimited),
             Fate::Punt => {
                 // What the kernel gets back has left the sender's NIC for it: a bare frame with nothing left to finish.
                 rewrite::finish_checksum(frame.bytes_mut(), &mut work.packet);

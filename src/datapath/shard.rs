@@ -13,6 +13,7 @@ use crate::time::Instant;
 use crate::verdict::{DropCounters, DropReason};
 use crate::wire::Family;
 
+use super::budget::PuntBudget;
 use super::shortcut::Shortcuts;
 use super::waiting::Waiting;
 
@@ -82,6 +83,7 @@ pub struct Shard {
     pub(super) shortcuts: Shortcuts,
     policy_generation: u64,
     pub(super) waiting: Waiting,
+    pub(super) punts: PuntBudget,
     pub(super) asked_at: Instant,
     pub(super) limiter: Limiter,
     pub(super) ip_id: u16,
@@ -98,6 +100,7 @@ impl Shard {
             shortcuts: Shortcuts::new(),
             policy_generation: policy.generation,
             waiting: Waiting::new(),
+            punts: PuntBudget::default(),
             asked_at: Instant::ZERO,
             limiter: Limiter::new(),
             ip_id: secret[0] as u16,

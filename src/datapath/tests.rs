@@ -196,6 +196,25 @@ fn host_business_is_punted_untouched() {
 }
 
 #[test]
+fn a_flood_to_the_router_is_limited_and_forwarding_goes_on() {
+    let mut router = Bench::new();
+    let to_router = udp(PortId::LAN, CLIENT, [10, 1, 0, 1], (1, 2), 64, 4);
+    let mut punted = 0;
+    for _ in 0..3000 {
+        router.one(PortId::LAN, &to_router);
+        for (_, frame) in router.effects.punt.drain(..) {
+            punted += 1;
+            router.pool.put(frame);
+        }
+    }
+    assert_eq!((punted, router.drops(DropReason::PuntLimited)), (2000, 1000));
+    router.one(PortId::LAN, &query()).expect("a packet for others is none of that");
+    router.expire(SECOND_NS);
+    router.one(PortId::LAN, &to_router);
+    assert_eq!(router.effects.punt.len(), 1);
+}
+
+#[test]
 fn addresses_nobody_has() {
     let mut router = Bench::new();
     let cases = [
