@@ -88,7 +88,7 @@ fn track(criterion: &mut Criterion) {
                         }
                     }
                     if staged {
-                        hashes.iter().for_each(|&hash| ct.prefetch_conn(hash));
+                        hashes.iter().zip(batch).for_each(|(&hash, packet)| ct.prefetch_conn(packet, hash));
                     }
                     for (&hash, packet) in hashes.iter().zip(batch) {
                         if extra {

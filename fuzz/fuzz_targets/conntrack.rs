@@ -77,7 +77,7 @@ impl World {
         let Ok(packet) = Packet::parse(frame, PortId::LAN, self.ct.settings().checksum) else { return };
         let hash = self.ct.hash(&Tuple::of(&packet));
         self.ct.prefetch_bucket(hash);
-        self.ct.prefetch_conn(hash);
+        self.ct.prefetch_conn(&packet, hash);
         let before = self.ct.len();
         match self.ct.track(&packet, frame, hash, self.now) {
             Ok(tracked) => {

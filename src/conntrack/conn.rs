@@ -1,4 +1,9 @@
-//! One connection: [`Conn`], a record of exactly two cache lines, and what each protocol remembers in it: [`Track`].
+//! One connection: [`Conn`], the record of exactly one cache line that every packet reads, and [`Prepared`], a connection
+//! that is not in the table yet.
+//!
+//! What does not fit into the line, or is not always needed, lies in arrays beside it, by the same number (see `table`):
+//! what TCP remembers ([`TcpRecord`], 40 bytes) and the addresses of an IPv6 connection (32 bytes). So a packet of IPv4
+//! without TCP touches one line, and an IPv4 connection takes 104 bytes and its share of the index.
 //!
 //! Life cycle: *prepared* by the first packet (in the tracker, not in the table), *confirmed* (copied into the table,
 //! CONFIRMED set, both keys findable), *expired* when `expires` has passed (no lookup matches it any more), *free* once
@@ -7,10 +12,10 @@
 //! Only the original tuple is stored: the reply tuple is its inverse. `nat` is reserved for the number of a record that
 //! says otherwise.
 
-use super::sctp::Sctp;
-use super::tcp::Tcp;
+use super::tcp::TcpRecord;
 use super::tuple::{CtStatus, Direction, Tuple};
 use crate::time::Instant;
+use crate::wire::{Addr, Family};
 
 /// Number of a confirmed connection in its shard's table. Reused once the connection is gone, so it is good only until
 /// the tracker is next told of a packet or of time.
@@ -30,35 +35,30 @@ pub(super) const END: u32 = u32::MAX;
 /// `link` of a record that no wheel slot holds.
 pub(super) const UNLINKED: u32 = u32::MAX - 1;
 
-/// What the connection's protocol remembers. The variant goes with `tuple.proto`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Track {
-    /// Nothing: ICMP, ICMPv6, UDP-Lite and every protocol without a tracker of its own.
-    Plain,
-    /// TCP.
-    Tcp(Tcp),
-    /// UDP: a packet after this time makes the connection a stream.
-    Udp { stream_after: Instant },
-    /// GRE: timeouts in seconds, taken from the settings at creation.
-    Gre { timeout: u32, stream_timeout: u32 },
-    /// SCTP.
-    Sctp(Sctp),
-}
-
-/// A connection. The first cache line is all that a packet without TCP needs.
+/// A connection's record: one cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Conn {
-    pub(super) tuple: Tuple,
+    /// Addresses of the original tuple; 0 for IPv6, whose addresses lie beside.
+    pub(super) src: u32,
+    pub(super) dst: u32,
+    pub(super) sport: u16,
+    pub(super) dport: u16,
+    pub(super) zone: u16,
+    pub(super) proto: u8,
+    /// [`Conn::COUNTED`], [`Conn::FIXED_TIMEOUT`], [`Conn::V6`].
+    pub(super) flags: u8,
     pub(super) expires: Instant,
     pub(super) status: CtStatus,
-    /// Linux's IPS_FIXED_TIMEOUT, and whether the record has counters (see [`Conn::COUNTED`]).
-    pub(super) flags: u16,
+    /// TCP's or SCTP's state, by its number.
+    pub(super) state: u8,
+    /// TCP: repetitions of the last segment. SCTP: its flags.
+    pub(super) extra: u8,
     pub(super) mark: u32,
-    /// By direction: the datapath's own number for the way its packets go; 0 without one.
+    /// By direction: the datapath's own number for the way its packets go; 0 without one, as in a new connection.
     pub(super) shortcut: [u32; 2],
-
-    pub(super) track: Track,
+    /// UDP: when it becomes a stream. GRE: both timeouts. SCTP: both verification tags. TCP: both `maxack`.
+    pub(super) words: [u32; 2],
     /// Next record in the same wheel slot; [`UNLINKED`] when in none.
     pub(super) link: u32,
     /// Reserved: number of the NAT record. While the record is free: the next free record.
@@ -67,43 +67,69 @@ pub struct Conn {
 
 impl Conn {
     /// Counters are kept for it (`acct` was on when it was made).
-    pub(super) const COUNTED: u16 = 1;
-    /// Its timeout is not renewed by packets.
-    pub(super) const FIXED_TIMEOUT: u16 = 2;
+    pub(super) const COUNTED: u8 = 1;
+    /// Its timeout is not renewed by packets (Linux's IPS_FIXED_TIMEOUT).
+    pub(super) const FIXED_TIMEOUT: u8 = 2;
+    /// It is of IPv6.
+    const V6: u8 = 0x80;
 
     /// A record that nobody uses.
     pub(super) const FREE: Conn = Conn {
-        tuple: Tuple {
-            src: crate::wire::Addr::ZERO,
-            dst: crate::wire::Addr::ZERO,
-            sport: 0,
-            dport: 0,
-            proto: 0,
-            family: crate::wire::Family::V4,
-            zone: 0,
-        },
+        src: 0,
+        dst: 0,
+        sport: 0,
+        dport: 0,
+        zone: 0,
+        proto: 0,
+        flags: 0,
         expires: Instant::ZERO,
         status: CtStatus(0),
-        flags: 0,
+        state: 0,
+        extra: 0,
         mark: 0,
         shortcut: [0; 2],
-        track: Track::Plain,
+        words: [0; 2],
         link: UNLINKED,
         nat: END,
     };
 
-    /// A connection that starts with `tuple`.
-    pub(super) fn new(tuple: Tuple) -> Conn {
-        Conn { tuple, ..Conn::FREE }
+    /// The record of a connection that starts with `tuple`.
+    fn new(tuple: &Tuple) -> Conn {
+        let Tuple { sport, dport, zone, proto, .. } = *tuple;
+        let conn = Conn { sport, dport, zone, proto, ..Conn::FREE };
+        match tuple.family {
+            Family::V4 => Conn { src: tuple.src.v4_bits(), dst: tuple.dst.v4_bits(), ..conn },
+            Family::V6 => Conn { flags: Conn::V6, ..conn },
+        }
     }
 
-    /// The tuple of one direction.
+    /// IP version.
     #[inline]
-    pub fn tuple(&self, direction: Direction) -> Tuple {
+    pub fn family(&self) -> Family {
+        if self.flags & Conn::V6 == 0 { Family::V4 } else { Family::V6 }
+    }
+
+    /// Transport protocol.
+    #[inline]
+    pub fn proto(&self) -> u8 {
+        self.proto
+    }
+
+    /// The tuple of one direction. `v6` gives the original source and destination of a connection over IPv6, and is asked
+    /// for no other.
+    #[inline]
+    pub(super) fn tuple(&self, direction: Direction, v6: impl FnOnce() -> [Addr; 2]) -> Tuple {
+        let family = self.family();
+        let [src, dst] = match family {
+            Family::V4 => [Addr::from_v4(self.src), Addr::from_v4(self.dst)],
+            Family::V6 => v6(),
+        };
+        let Conn { sport, dport, proto, zone, .. } = *self;
+        let original = Tuple { src, dst, sport, dport, proto, family, zone };
         match direction {
-            Direction::Original => self.tuple,
+            Direction::Original => original,
             // Only invertible tuples become connections.
-            Direction::Reply => self.tuple.inverse().unwrap_or(self.tuple),
+            Direction::Reply => original.inverse().unwrap_or(original),
         }
     }
 
@@ -138,15 +164,56 @@ impl Conn {
     }
 }
 
+/// A connection that the table does not hold: all parts of its record in one place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prepared {
+    /// Source and destination of the original tuple.
+    pub(super) addresses: [Addr; 2],
+    pub(super) conn: Conn,
+    pub(super) tcp: TcpRecord,
+}
+
+impl Prepared {
+    /// A connection that starts with `tuple`.
+    pub(super) fn new(tuple: Tuple) -> Prepared {
+        Prepared { addresses: [tuple.src, tuple.dst], conn: Conn::new(&tuple), tcp: TcpRecord::BLANK }
+    }
+
+    /// The tuple of one direction.
+    pub(super) fn tuple(&self, direction: Direction) -> Tuple {
+        self.conn.tuple(direction, || self.addresses)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::mem::offset_of;
 
     #[test]
-    fn a_record_is_two_cache_lines_and_the_hot_one_comes_first() {
-        assert_eq!((size_of::<Conn>(), align_of::<Conn>()), (128, 64));
-        assert_eq!(offset_of!(Conn, track), 64);
-        assert!(offset_of!(Conn, shortcut) + 8 <= 64);
+    fn a_record_is_one_cache_line() {
+        assert_eq!((size_of::<Conn>(), align_of::<Conn>()), (64, 64));
+        assert!(size_of::<TcpRecord>() <= 40);
+    }
+
+    #[test]
+    fn a_record_gives_its_tuple_back() {
+        let v4 = Tuple {
+            src: Addr::from_v4(0x0a01_0002),
+            dst: Addr::from_v4(0xc633_6401),
+            sport: 1,
+            dport: 2,
+            proto: 17,
+            family: Family::V4,
+            zone: 3,
+        };
+        let v6 = Tuple { src: Addr::from_v6(1 << 99), dst: Addr::from_v6(2 << 70 | 9), family: Family::V6, ..v4 };
+        for tuple in [v4, v6] {
+            let new = Prepared::new(tuple);
+            assert_eq!((new.conn.family(), new.conn.proto()), (tuple.family, 17));
+            assert_eq!(new.tuple(Direction::Original), tuple);
+            assert_eq!(Some(new.tuple(Direction::Reply)), tuple.inverse());
+        }
+        let nobody = || panic!("asked for the addresses of IPv4");
+        assert_eq!(Prepared::new(v4).conn.tuple(Direction::Original, nobody), v4);
     }
 }

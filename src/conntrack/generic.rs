@@ -3,7 +3,7 @@
 //! Generic is exact: one connection per address pair and protocol, 600 seconds, never ASSURED. GRE is exact but for
 //! PPTP: without the PPTP helper nobody fills Linux's key map either, so the source key is 0; a helper would add it.
 
-use super::conn::{Conn, Track};
+use super::conn::Conn;
 use super::settings::Settings;
 use super::tracker::Outcome;
 use super::tuple::{CtStatus, Tuple};
@@ -17,9 +17,9 @@ pub(super) fn packet(settings: &Settings) -> Outcome {
 /// A GRE packet of `conn`.
 pub(super) fn packet_gre(conn: &mut Conn, settings: &Settings) -> Outcome {
     if !conn.is_confirmed() {
-        conn.track = Track::Gre { timeout: settings.gre_timeout, stream_timeout: settings.gre_timeout_stream };
+        conn.words = [settings.gre_timeout, settings.gre_timeout_stream]; // as in Linux: those of its beginning
     }
-    let Track::Gre { timeout, stream_timeout } = conn.track else { return Outcome::Invalid };
+    let [timeout, stream_timeout] = conn.words;
     if !conn.status.any(CtStatus::SEEN_REPLY) {
         return Outcome::Refresh(timeout);
     }

@@ -57,7 +57,7 @@ pub(super) fn packet(conn: &Conn, packet: &Packet, settings: &Settings) -> Outco
     if !packet.is_icmp() {
         return Outcome::Invalid; // ICMP over IPv6, or ICMPv6 over IPv4
     }
-    let kind = (conn.tuple.dport >> 8) as u8;
+    let kind = (conn.dport >> 8) as u8;
     match packet.family {
         Family::V4 => match kind {
             icmp::ECHO_REQUEST | icmp::TIMESTAMP_REQUEST | icmp::INFO_REQUEST | icmp::MASK_REQUEST => {

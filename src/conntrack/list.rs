@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::conn::Conn;
+use super::sctp::SctpState;
+use super::tcp::TcpState;
 use super::tuple::{CtStatus, Direction, Tuple};
 use crate::packet::Packet;
 use crate::time::{Instant, SECOND_NS};
@@ -142,18 +144,28 @@ pub struct LineOptions {
 }
 
 impl ConnView {
-    pub(super) fn new(conn: &Conn, id: u32, counters: Option<[Counter; 2]>, now: Instant) -> ConnView {
+    pub(super) fn new(
+        conn: &Conn,
+        tuples: [Tuple; 2],
+        id: u32,
+        counters: Option<[Counter; 2]>,
+        now: Instant,
+    ) -> ConnView {
         ConnView {
-            family: conn.tuple.family as u8,
-            proto: conn.tuple.proto,
+            family: conn.family() as u8,
+            proto: conn.proto,
             timeout: u32::try_from((conn.expires - now) / SECOND_NS).unwrap_or(u32::MAX),
-            state: conn.track.state(),
-            original: conn.tuple(Direction::Original).into(),
-            reply: conn.tuple(Direction::Reply).into(),
+            state: match conn.proto {
+                proto::TCP => Some(TcpState::of(conn).view()),
+                proto::SCTP => Some(SctpState::of(conn).view()),
+                _ => None,
+            },
+            original: tuples[0].into(),
+            reply: tuples[1].into(),
             counters,
             status: conn.status.0,
             mark: conn.mark,
-            zone: conn.tuple.zone,
+            zone: conn.zone,
             id,
         }
     }

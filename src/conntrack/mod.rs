@@ -22,6 +22,5 @@ mod wheel;
 pub use conn::{Conn, ConnId};
 pub use list::{ConnView, Counter, LineOptions, StateView, TupleView, protocol_name};
 pub use settings::Settings;
-pub use table::{IndexFull, Table};
-pub use tracker::{ConnRef, Conntrack, Statistics, Tracked};
+pub use tracker::{ConnRef, Conntrack, Memory, Statistics, Tracked};
 pub use tuple::{CtInfo, CtStatus, Direction, Tuple};

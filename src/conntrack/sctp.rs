@@ -1,7 +1,7 @@
 //! SCTP (nf_conntrack_proto_sctp.c): the state table of both directions, verification tags, heartbeats of secondary
 //! paths, and the CRC32c. Exact; associations of several addresses are, as in Linux, one connection per address pair.
 
-use super::conn::{Conn, Track};
+use super::conn::Conn;
 use super::list::StateView;
 use super::settings::Settings;
 use super::tracker::Outcome;
@@ -22,6 +22,54 @@ pub(super) enum SctpState {
     ShutdownRecd = 6,
     ShutdownAckSent = 7,
     HeartbeatSent = 8,
+}
+
+impl SctpState {
+    const ALL: [SctpState; 9] = [
+        SctpState::None,
+        SctpState::Closed,
+        SctpState::CookieWait,
+        SctpState::CookieEchoed,
+        SctpState::Established,
+        SctpState::ShutdownSent,
+        SctpState::ShutdownRecd,
+        SctpState::ShutdownAckSent,
+        SctpState::HeartbeatSent,
+    ];
+
+    /// The state of an SCTP connection.
+    pub(super) fn of(conn: &Conn) -> SctpState {
+        SctpState::ALL[usize::from(conn.state)]
+    }
+
+    /// The state as listed.
+    pub(super) fn view(self) -> StateView {
+        match self {
+            SctpState::None => StateView::None,
+            SctpState::Closed => StateView::Closed,
+            SctpState::CookieWait => StateView::CookieWait,
+            SctpState::CookieEchoed => StateView::CookieEchoed,
+            SctpState::Established => StateView::Established,
+            SctpState::ShutdownSent => StateView::ShutdownSent,
+            SctpState::ShutdownRecd => StateView::ShutdownRecd,
+            SctpState::ShutdownAckSent => StateView::ShutdownAckSent,
+            SctpState::HeartbeatSent => StateView::HeartbeatSent,
+        }
+    }
+
+    /// How long an association lives in this state.
+    pub(super) fn timeout(self, settings: &Settings) -> u32 {
+        match self {
+            SctpState::None | SctpState::Closed => settings.sctp_timeout_closed,
+            SctpState::CookieWait => settings.sctp_timeout_cookie_wait,
+            SctpState::CookieEchoed => settings.sctp_timeout_cookie_echoed,
+            SctpState::Established => settings.sctp_timeout_established,
+            SctpState::ShutdownSent => settings.sctp_timeout_shutdown_sent,
+            SctpState::ShutdownRecd => settings.sctp_timeout_shutdown_recd,
+            SctpState::ShutdownAckSent => settings.sctp_timeout_shutdown_ack_sent,
+            SctpState::HeartbeatSent => settings.sctp_timeout_heartbeat_sent,
+        }
+    }
 }
 
 /// Chunk types (RFC 9260 section 3.2).
@@ -119,32 +167,27 @@ pub(super) struct Sctp {
 }
 
 impl Sctp {
-    /// The state as listed.
-    pub(super) fn view(&self) -> StateView {
-        match self.state {
-            SctpState::None => StateView::None,
-            SctpState::Closed => StateView::Closed,
-            SctpState::CookieWait => StateView::CookieWait,
-            SctpState::CookieEchoed => StateView::CookieEchoed,
-            SctpState::Established => StateView::Established,
-            SctpState::ShutdownSent => StateView::ShutdownSent,
-            SctpState::ShutdownRecd => StateView::ShutdownRecd,
-            SctpState::ShutdownAckSent => StateView::ShutdownAckSent,
-            SctpState::HeartbeatSent => StateView::HeartbeatSent,
+    /// Of a connection in the table: the tags are in its `words`, the flags are the bits of `extra`.
+    fn load(conn: &Conn) -> Sctp {
+        let bit = |at: u8| conn.extra >> at & 1 == 1;
+        Sctp {
+            vtag: conn.words,
+            init: [bit(0), bit(1)],
+            heartbeat_failed: bit(2),
+            last_dir: if bit(3) { Direction::Reply } else { Direction::Original },
+            state: SctpState::of(conn),
         }
     }
 
-    fn timeout(&self, settings: &Settings) -> u32 {
-        match self.state {
-            SctpState::None | SctpState::Closed => settings.sctp_timeout_closed,
-            SctpState::CookieWait => settings.sctp_timeout_cookie_wait,
-            SctpState::CookieEchoed => settings.sctp_timeout_cookie_echoed,
-            SctpState::Established => settings.sctp_timeout_established,
-            SctpState::ShutdownSent => settings.sctp_timeout_shutdown_sent,
-            SctpState::ShutdownRecd => settings.sctp_timeout_shutdown_recd,
-            SctpState::ShutdownAckSent => settings.sctp_timeout_shutdown_ack_sent,
-            SctpState::HeartbeatSent => settings.sctp_timeout_heartbeat_sent,
-        }
+    /// The reverse of [`Sctp::load`].
+    fn store(&self, conn: &mut Conn) {
+        conn.words = self.vtag;
+        conn.state = self.state as u8;
+        conn.extra = u8::from(self.init[0])
+            | u8::from(self.init[1]) << 1
+            | u8::from(self.heartbeat_failed) << 2
+            | (self.last_dir as u8) << 3;
+        debug_assert_eq!(Sctp::load(conn), *self, "a field has outgrown its place");
     }
 }
 
@@ -225,17 +268,27 @@ pub(super) fn packet(
         return Outcome::Invalid;
     }
     let Some(kinds) = kinds_of(sctp) else { return Outcome::Invalid };
-    if !conn.is_confirmed() {
-        if kinds.any(&[chunk::ABORT, chunk::SHUTDOWN_COMPLETE, chunk::COOKIE_ACK]) {
-            return Outcome::Invalid;
-        }
-        match begin(sctp) {
-            Some(begun) => conn.track = Track::Sctp(begun),
-            None => return Outcome::Invalid,
-        }
-    }
     let confirmed = conn.is_confirmed();
-    let Conn { track: Track::Sctp(track), status, .. } = conn else { return Outcome::Invalid };
+    if !confirmed && kinds.any(&[chunk::ABORT, chunk::SHUTDOWN_COMPLETE, chunk::COOKIE_ACK]) {
+        return Outcome::Invalid;
+    }
+    let track = if confirmed { Some(Sctp::load(conn)) } else { begin(sctp) };
+    let Some(mut track) = track else { return Outcome::Invalid };
+    let outcome = judge(&mut track, conn, direction, sctp, kinds, settings);
+    track.store(conn);
+    outcome
+}
+
+/// What the packet means, and what is to be remembered of it.
+fn judge(
+    track: &mut Sctp,
+    conn: &mut Conn,
+    direction: Direction,
+    sctp: &[u8],
+    kinds: Kinds,
+    settings: &Settings,
+) -> Outcome {
+    let confirmed = conn.is_confirmed();
     const TAG_OF_THEIR_OWN: [u8; 7] = [
         chunk::INIT,
         chunk::SHUTDOWN_COMPLETE,
@@ -268,11 +321,11 @@ pub(super) fn packet(
         refresh &= !(repeated && confirmed); // or a client could hold the entry for ever
         track.state = new;
         if old != new && new == SctpState::Established {
-            *status = status.with(CtStatus::ASSURED);
+            conn.status = conn.status.with(CtStatus::ASSURED);
         }
     }
     match refresh {
-        true => Outcome::Refresh(track.timeout(settings)),
+        true => Outcome::Refresh(track.state.timeout(settings)),
         false => Outcome::Accept,
     }
 }
@@ -395,4 +448,25 @@ fn crc_is_right(sctp: &[u8]) -> bool {
     crc = checksum::crc32c(crc, &[0; 4]);
     crc = !checksum::crc32c(crc, &sctp[HEADER_LEN..]);
     sctp[CHECKSUM_AT..HEADER_LEN] == crc.to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conn::Prepared;
+    use super::*;
+
+    #[test]
+    fn nothing_is_lost_in_the_record() {
+        for (number, state) in SctpState::ALL.into_iter().enumerate() {
+            assert_eq!(state as usize, number);
+            for bits in 0..16u8 {
+                let bit = |at: u8| bits >> at & 1 == 1;
+                let last_dir = if bit(3) { Direction::Reply } else { Direction::Original };
+                let sctp = Sctp { vtag: [7, !7], init: [bit(0), bit(1)], heartbeat_failed: bit(2), last_dir, state };
+                let mut conn = Prepared::new(Default::default()).conn;
+                sctp.store(&mut conn);
+                assert_eq!(Sctp::load(&conn), sctp);
+            }
+        }
+    }
 }

@@ -1,7 +1,10 @@
 //! All confirmed connections of one shard: [`Table`], records and the index that finds them by either tuple.
 //!
-//! Everything is allocated once. Records lie in one array; free ones are chained. The index is an array of buckets of
-//! one cache line, each with ten slots: a 16-bit tag taken from the key's hash, and the record's number with the
+//! Everything is allocated once. Records lie in one array, one cache line each; free ones are chained. Beside it, by the
+//! same number, lie what TCP remembers and the addresses of IPv6. The latter is address space given by the kernel at
+//! start and memory only from the first IPv6 connection on; free records are used again last in, first out, so it grows
+//! no further than the most connections there ever were. The index is an array of buckets of one cache line, each with
+//! ten slots: a 16-bit tag taken from the key's hash, and the record's number with the
 //! direction of the key in its top bit. A key lives in its home bucket or, when that is full, in one of the next
 //! [`REACH_MAX`]; the home bucket counts the keys that had to go elsewhere and how far, so a lookup reads one bucket
 //! unless its home has overflowed, and a miss does not wander. Deleting empties the slot: no tombstones, nothing is ever
@@ -18,9 +21,11 @@
 //!
 //! Invariants: a record is CONFIRMED exactly when both its keys are in the index; each key is there once.
 
-use super::conn::{Conn, ConnId, END};
+use super::conn::{Conn, ConnId, END, Prepared};
+use super::tcp::TcpRecord;
 use super::tuple::{CtStatus, Direction, Tuple};
 use crate::arch;
+use crate::wire::{Addr, Family, proto};
 
 /// Slots in a bucket.
 const SLOTS: usize = 10;
@@ -60,14 +65,21 @@ impl Bucket {
 
 /// The index has no room within reach of one of the keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct IndexFull;
+pub(super) struct IndexFull;
+
+/// Original source and destination of a connection over IPv6.
+type AddressesV6 = [u128; 2];
 
 /// See the module's head.
 #[derive(Debug)]
-pub struct Table {
+pub(super) struct Table {
     keys: [u64; 5],
     buckets: Vec<Bucket>,
     records: Vec<Conn>,
+    /// By record number; of TCP connections only.
+    tcp: Vec<TcpRecord>,
+    /// By record number; of IPv6 connections only.
+    v6: Vec<AddressesV6>,
     free: u32,
     len: usize,
 }
@@ -100,23 +112,33 @@ fn allocate<T: Copy>(count: usize, value: T) -> Vec<T> {
 }
 
 impl Table {
-    /// A table for `capacity` connections, all memory allocated and touched.
+    /// A table for `capacity` connections. All memory is allocated, and all but that of IPv6's addresses touched.
     ///
     /// # Panics
     /// When the capacity is 0 or above [`super::Settings::MAX_LIMIT`].
-    pub fn new(capacity: usize, secret: [u64; 2]) -> Table {
+    pub(super) fn new(capacity: usize, secret: [u64; 2]) -> Table {
         assert!((1..=super::Settings::MAX_LIMIT).contains(&capacity), "table capacity {capacity} out of range");
         let buckets = (2 * capacity).div_ceil(SLOTS_FILLED).max(REACH_MAX + 1);
         let mut records = allocate(capacity, Conn::FREE);
         for (index, conn) in records.iter_mut().enumerate() {
             conn.nat = if index + 1 < capacity { index as u32 + 1 } else { END };
         }
-        Table { keys: spread(secret), buckets: allocate(buckets, Bucket::EMPTY), records, free: 0, len: 0 }
+        Table {
+            keys: spread(secret),
+            buckets: allocate(buckets, Bucket::EMPTY),
+            records,
+            tcp: allocate(capacity, TcpRecord::BLANK),
+            // Zeroes come from the kernel as pages that exist once they are written to. Small pages: to be given one takes
+            // less than a microsecond, a huge one a hundred, and this happens while packets are forwarded.
+            v6: vec![[0; 2]; capacity],
+            free: 0,
+            len: 0,
+        }
     }
 
     /// The keyed hash of a tuple.
     #[inline]
-    pub fn hash(&self, tuple: &Tuple) -> u64 {
+    pub(super) fn hash(&self, tuple: &Tuple) -> u64 {
         let (src_hi, src_lo) = tuple.src.words();
         let (dst_hi, dst_lo) = tuple.dst.words();
         let rest = u64::from(tuple.sport) << 48
@@ -150,27 +172,40 @@ impl Table {
 
     /// Asks for the home bucket of a key to be brought close.
     #[inline]
-    pub fn prefetch_bucket(&self, hash: u64) {
+    pub(super) fn prefetch_bucket(&self, hash: u64) {
         arch::prefetch(&self.buckets[self.home(hash)]);
     }
 
-    /// Asks for the records that may have this key to be brought close (both cache lines). Reads the home bucket only.
+    /// Asks for what a packet of this family and protocol reads of the records that may have its key. Reads the home
+    /// bucket only.
     #[inline]
-    pub fn prefetch_conn(&self, hash: u64) {
+    pub(super) fn prefetch_conn(&self, hash: u64, family: Family, protocol: u8) {
         let bucket = &self.buckets[self.home(hash)];
         let mut mask = bucket.matches(Table::tag(hash));
         while mask != 0 {
             let slot = bucket.slots[mask.trailing_zeros() as usize];
-            let conn = &self.records[(slot & !REPLY_BIT) as usize];
-            arch::prefetch(conn);
-            arch::prefetch(&conn.track);
+            let index = (slot & !REPLY_BIT) as usize;
+            arch::prefetch(&self.records[index]);
+            // These two lie across two lines as often as not.
+            if protocol == proto::TCP {
+                self.tcp[index].ends().into_iter().for_each(arch::prefetch);
+            }
+            if family == Family::V6 {
+                self.v6[index].iter().for_each(arch::prefetch);
+            }
             mask &= mask - 1;
         }
     }
 
+    /// The tuple of one direction of a connection.
+    #[inline]
+    pub(super) fn tuple(&self, id: ConnId, direction: Direction) -> Tuple {
+        self.records[id.index()].tuple(direction, || self.v6[id.index()].map(Addr::from_v6))
+    }
+
     /// The connection that has this key, and the direction of the key. Knows nothing of time.
     #[inline]
-    pub fn find(&self, tuple: &Tuple, hash: u64) -> Option<(ConnId, Direction)> {
+    pub(super) fn find(&self, tuple: &Tuple, hash: u64) -> Option<(ConnId, Direction)> {
         let home = self.home(hash);
         let tag = Table::tag(hash);
         let reach = usize::from(self.buckets[home].reach);
@@ -182,7 +217,7 @@ impl Table {
                 mask &= mask - 1;
                 let direction = if slot & REPLY_BIT == 0 { Direction::Original } else { Direction::Reply };
                 let id = ConnId(slot & !REPLY_BIT);
-                if self.records[id.index()].tuple(direction) == *tuple {
+                if self.tuple(id, direction) == *tuple {
                     return Some((id, direction));
                 }
             }
@@ -190,38 +225,45 @@ impl Table {
         None
     }
 
-    /// Puts a copy of `conn` into the table, findable by both tuples, and marks it CONFIRMED. Neither key may be there
-    /// yet, and the table may not be full.
+    /// Puts a connection into the table, findable by both tuples, and marks it CONFIRMED. Neither key may be there yet,
+    /// and the table may not be full.
     ///
     /// # Errors
     /// [`IndexFull`]; nothing has changed then.
     ///
     /// # Panics
     /// When the table is full: the caller has looked.
-    pub fn insert(&mut self, conn: &Conn) -> Result<ConnId, IndexFull> {
+    pub(super) fn insert(&mut self, new: &Prepared) -> Result<ConnId, IndexFull> {
         assert!(self.free != END, "insert into a full table");
         let id = ConnId(self.free);
+        let (original, reply) = (new.tuple(Direction::Original), new.tuple(Direction::Reply));
         // A tuple that is its own inverse is found as a reply, as in Linux: its key goes in first.
-        self.insert_key(id, conn, Direction::Reply)?;
-        if let Err(full) = self.insert_key(id, conn, Direction::Original) {
-            self.remove_key(id, conn, Direction::Reply);
+        self.insert_key(id, &reply, Direction::Reply)?;
+        if let Err(full) = self.insert_key(id, &original, Direction::Original) {
+            self.remove_key(id, &reply, Direction::Reply);
             return Err(full);
         }
         let record = &mut self.records[id.index()];
         self.free = record.nat;
         // The wheel may still hold the record from its former life.
         let link = record.link;
-        *record = Conn { status: conn.status.with(CtStatus::CONFIRMED), link, nat: END, ..*conn };
+        *record = Conn { status: new.conn.status.with(CtStatus::CONFIRMED), link, nat: END, ..new.conn };
+        if original.proto == proto::TCP {
+            self.tcp[id.index()] = new.tcp;
+        }
+        if original.family == Family::V6 {
+            self.v6[id.index()] = new.addresses.map(Addr::bits);
+        }
         self.len += 1;
         Ok(id)
     }
 
     /// Takes a connection out. It must be confirmed.
-    pub fn remove(&mut self, id: ConnId) {
-        let conn = self.records[id.index()];
-        assert!(conn.is_confirmed(), "removing a free record");
-        self.remove_key(id, &conn, Direction::Reply);
-        self.remove_key(id, &conn, Direction::Original);
+    pub(super) fn remove(&mut self, id: ConnId) {
+        assert!(self.get(id).is_confirmed(), "removing a free record");
+        for direction in [Direction::Reply, Direction::Original] {
+            self.remove_key(id, &self.tuple(id, direction), direction);
+        }
         let record = &mut self.records[id.index()];
         record.status = CtStatus::default();
         record.nat = self.free;
@@ -229,8 +271,8 @@ impl Table {
         self.len -= 1;
     }
 
-    fn insert_key(&mut self, id: ConnId, conn: &Conn, direction: Direction) -> Result<(), IndexFull> {
-        let hash = self.hash(&conn.tuple(direction));
+    fn insert_key(&mut self, id: ConnId, tuple: &Tuple, direction: Direction) -> Result<(), IndexFull> {
+        let hash = self.hash(tuple);
         let home = self.home(hash);
         for distance in 0..=REACH_MAX {
             let at = self.beyond(home, distance);
@@ -248,8 +290,8 @@ impl Table {
         Err(IndexFull)
     }
 
-    fn remove_key(&mut self, id: ConnId, conn: &Conn, direction: Direction) {
-        let home = self.home(self.hash(&conn.tuple(direction)));
+    fn remove_key(&mut self, id: ConnId, tuple: &Tuple, direction: Direction) {
+        let home = self.home(self.hash(tuple));
         let wanted = slot_of(id, direction);
         for distance in 0..=usize::from(self.buckets[home].reach) {
             let at = self.beyond(home, distance);
@@ -270,7 +312,7 @@ impl Table {
     }
 
     /// Connections with a key in the bucket that is `distance` (taken modulo the number of buckets) beyond `hash`'s.
-    pub fn neighbours(&self, hash: u64, distance: usize) -> impl Iterator<Item = ConnId> + use<> {
+    pub(super) fn neighbours(&self, hash: u64, distance: usize) -> impl Iterator<Item = ConnId> + use<> {
         let at = (self.home(hash) + distance) % self.buckets.len();
         let slots = self.buckets[at].slots;
         slots.into_iter().filter(|&slot| slot != EMPTY).map(|slot| ConnId(slot & !REPLY_BIT))
@@ -278,14 +320,20 @@ impl Table {
 
     /// A record.
     #[inline]
-    pub fn get(&self, id: ConnId) -> &Conn {
+    pub(super) fn get(&self, id: ConnId) -> &Conn {
         &self.records[id.index()]
     }
 
     /// A record, to change. Its tuple must stay.
     #[inline]
-    pub fn get_mut(&mut self, id: ConnId) -> &mut Conn {
+    pub(super) fn get_mut(&mut self, id: ConnId) -> &mut Conn {
         &mut self.records[id.index()]
+    }
+
+    /// What TCP remembers goes with the record.
+    #[inline]
+    pub(super) fn get_with_tcp_mut(&mut self, id: ConnId) -> (&mut Conn, &mut TcpRecord) {
+        (&mut self.records[id.index()], &mut self.tcp[id.index()])
     }
 
     /// All records, free ones too, by number.
@@ -301,32 +349,33 @@ impl Table {
 
     /// Connections in the table.
     #[inline]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// Whether there are none.
     #[inline]
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Connections it has room for.
     #[inline]
-    pub fn capacity(&self) -> usize {
+    pub(super) fn capacity(&self) -> usize {
         self.records.len()
     }
 
-    /// Bytes of memory, all of them allocated at start.
-    pub fn memory_bytes(&self) -> usize {
-        self.buckets.len() * size_of::<Bucket>() + self.records.len() * size_of::<Conn>()
+    /// Bytes of memory that are taken at start, and those that IPv6 connections take when they come, at most.
+    pub(super) fn memory_bytes(&self) -> (usize, usize) {
+        let records = self.capacity() * (size_of::<Conn>() + size_of::<TcpRecord>());
+        (self.buckets.len() * size_of::<Bucket>() + records, self.capacity() * size_of::<AddressesV6>())
     }
 
     /// Checks every invariant, slowly.
     ///
     /// # Panics
     /// When one does not hold.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         let mut keys = 0;
         for (number, bucket) in self.buckets.iter().enumerate() {
             for (&slot, &tag) in bucket.slots.iter().zip(&bucket.tags) {
@@ -338,10 +387,10 @@ impl Table {
         assert_eq!(keys, 2 * self.len, "two keys for each connection");
         let confirmed = self.records.iter().enumerate().filter(|(_, conn)| conn.is_confirmed());
         let mut count = 0;
-        for (index, conn) in confirmed {
+        for (index, _) in confirmed {
             count += 1;
             for direction in [Direction::Original, Direction::Reply] {
-                let tuple = conn.tuple(direction);
+                let tuple = self.tuple(ConnId(index as u32), direction);
                 let found = self.find(&tuple, self.hash(&tuple)).map(|(id, _)| id);
                 assert_eq!(found, Some(ConnId(index as u32)), "{tuple:?} not found");
             }
@@ -370,7 +419,6 @@ fn slot_of(id: ConnId, direction: Direction) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Addr, proto};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -385,6 +433,32 @@ mod tests {
         }
     }
 
+    /// One of several kinds: UDP and TCP over IPv4 and IPv6, echo requests over both, and tuples that differ from another
+    /// only in the family, or in bits of the address that IPv4 does not have.
+    fn mixed(number: u32) -> Tuple {
+        let v4 = tuple(number / 8);
+        let v6 = |high: u64| Addr::from_v6(u128::from(high) << 64 | u128::from(number / 8));
+        let over_v6 = Tuple { src: v6(0xfd01), dst: v6(0xfd02), family: Family::V6, ..v4 };
+        match number % 8 {
+            0 => v4,
+            1 => Tuple { proto: proto::TCP, ..v4 },
+            2 => Tuple { proto: proto::ICMP, sport: v4.sport, dport: 8 << 8, ..v4 },
+            3 => over_v6,
+            4 => Tuple { proto: proto::TCP, ..over_v6 },
+            5 => Tuple { proto: proto::ICMPV6, dport: 128 << 8, ..over_v6 },
+            6 => Tuple { src: v6(0xfd03), ..over_v6 },
+            _ => Tuple { family: Family::V6, ..v4 },
+        }
+    }
+
+    /// A connection whose every part tells its number.
+    fn numbered(number: u32) -> Prepared {
+        let mut new = Prepared::new(mixed(number));
+        new.conn.mark = number;
+        new.tcp = TcpRecord::numbered(number);
+        new
+    }
+
     fn find(table: &Table, tuple: &Tuple) -> Option<(ConnId, Direction)> {
         table.find(tuple, table.hash(tuple))
     }
@@ -397,7 +471,7 @@ mod tests {
     #[test]
     fn both_tuples_find_the_connection() {
         let mut table = Table::new(4, [1, 2]);
-        let id = table.insert(&Conn::new(tuple(7))).expect("room");
+        let id = table.insert(&Prepared::new(tuple(7))).expect("room");
         let reply = tuple(7).inverse().expect("UDP has an inverse");
         assert_eq!(find(&table, &tuple(7)), Some((id, Direction::Original)));
         assert_eq!(find(&table, &reply), Some((id, Direction::Reply)));
@@ -412,7 +486,7 @@ mod tests {
     fn a_tuple_that_is_its_own_inverse_is_found_as_a_reply() {
         let land = Tuple { src: Addr::from_v4(1), dst: Addr::from_v4(1), sport: 5, dport: 5, ..tuple(0) };
         let mut table = Table::new(64, [1, 2]);
-        let id = table.insert(&Conn::new(land)).expect("room");
+        let id = table.insert(&Prepared::new(land)).expect("room");
         assert_eq!(find(&table, &land), Some((id, Direction::Reply)));
         table.check();
     }
@@ -422,7 +496,7 @@ mod tests {
         let capacity = 200_000;
         let mut table = Table::new(capacity, [3, 4]);
         for number in 0..capacity as u32 {
-            table.insert(&Conn::new(tuple(number))).expect("room within reach");
+            table.insert(&Prepared::new(tuple(number))).expect("room within reach");
         }
         table.check();
         let overflown = table.buckets.iter().filter(|bucket| bucket.overflow > 0).count();
@@ -442,7 +516,7 @@ mod tests {
             Tuple { src: Addr::from_v6(3 << 70 | 9), ..base },
             Tuple { dst: Addr::from_v6(3 << 70 | 7), ..base },
             Tuple { proto: proto::TCP, ..base },
-            Tuple { family: crate::wire::Family::V6, ..base },
+            Tuple { family: Family::V6, ..base },
             Tuple { zone: 1, ..base },
         ];
         for other in others {
@@ -453,50 +527,92 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_ipv4_connection_takes_128_bytes_at_most() {
+        for capacity in [1000, 65_536] {
+            let (start, v6) = Table::new(capacity, [1, 2]).memory_bytes();
+            assert!(start <= 128 * capacity, "{start} bytes for {capacity}");
+            assert_eq!(v6, 32 * capacity);
+        }
+    }
+
     #[derive(Clone, Debug)]
     enum Op {
         Insert(u32),
         Remove(u32),
         Find(u32),
+        /// Inserts until there is no room, from this number on.
+        Fill(u32),
     }
 
+    /// Few numbers, so that operations meet; and more of them than the table has room for.
+    const NUMBERS: u32 = 160;
+
     fn ops() -> impl Strategy<Value = Vec<Op>> {
-        // Few numbers, so that operations meet; and more of them than the table has room for.
         let op = prop_oneof![
-            3 => (0u32..90).prop_map(Op::Insert),
-            2 => (0u32..90).prop_map(Op::Remove),
-            1 => (0u32..90).prop_map(Op::Find),
+            60 => (0..NUMBERS).prop_map(Op::Insert),
+            40 => (0..NUMBERS).prop_map(Op::Remove),
+            20 => (0..NUMBERS).prop_map(Op::Find),
+            1 => (0..NUMBERS).prop_map(Op::Fill),
         ];
-        proptest::collection::vec(op, 0..400)
+        proptest::collection::vec(op, 0..500)
+    }
+
+    /// The table, and a map that is told the same.
+    struct Pair {
+        table: Table,
+        model: BTreeMap<u32, ConnId>,
+    }
+
+    impl Pair {
+        fn insert(&mut self, number: u32) {
+            if self.model.len() == self.table.capacity() || self.model.contains_key(&number) {
+                return;
+            }
+            let before = self.table.len();
+            match self.table.insert(&numbered(number)) {
+                Ok(id) => assert_eq!(self.model.insert(number, id), None),
+                Err(IndexFull) => assert_eq!(self.table.len(), before),
+            }
+        }
+
+        fn find(&mut self, number: u32) {
+            let wanted = self.model.get(&number).copied();
+            let tuple = mixed(number);
+            let reply = tuple.inverse().expect("an inverse");
+            assert_eq!(find(&self.table, &tuple), wanted.map(|id| (id, Direction::Original)));
+            assert_eq!(find(&self.table, &reply), wanted.map(|id| (id, Direction::Reply)));
+            let Some(id) = wanted else { return };
+            assert_eq!(self.table.get(id).mark, number);
+            assert_eq!(self.table.tuple(id, Direction::Original), tuple);
+            assert_eq!(self.table.tuple(id, Direction::Reply), reply);
+            if tuple.proto == proto::TCP {
+                assert_eq!(self.table.get_with_tcp_mut(id).1.ends(), TcpRecord::numbered(number).ends());
+            }
+        }
+
+        fn apply(&mut self, op: &Op) {
+            match *op {
+                Op::Insert(number) => self.insert(number),
+                Op::Remove(number) => {
+                    if let Some(id) = self.model.remove(&number) {
+                        self.table.remove(id);
+                    }
+                }
+                Op::Find(number) => self.find(number),
+                Op::Fill(from) => (from..from + NUMBERS).for_each(|number| self.insert(number % NUMBERS)),
+            }
+            assert_eq!(self.table.len(), self.model.len());
+        }
     }
 
     proptest! {
         #[test]
-        fn behaves_as_a_map(ops in ops(), capacity in 1usize..70, secret: [u64; 2]) {
-            let mut table = Table::new(capacity, secret);
-            let mut model: BTreeMap<u32, ConnId> = BTreeMap::new();
-            for op in ops {
-                match op {
-                    Op::Insert(number) => {
-                        if model.len() == capacity || model.contains_key(&number) { continue; }
-                        let before = table.len();
-                        match table.insert(&Conn { mark: number, ..Conn::new(tuple(number)) }) {
-                            Ok(id) => { model.insert(number, id); }
-                            Err(IndexFull) => prop_assert_eq!(table.len(), before),
-                        }
-                    }
-                    Op::Remove(number) => if let Some(id) = model.remove(&number) { table.remove(id) },
-                    Op::Find(number) => {
-                        let wanted = model.get(&number).copied();
-                        prop_assert_eq!(find(&table, &tuple(number)), wanted.map(|id| (id, Direction::Original)));
-                        let reply = tuple(number).inverse().expect("an inverse");
-                        prop_assert_eq!(find(&table, &reply), wanted.map(|id| (id, Direction::Reply)));
-                        if let Some(id) = wanted { prop_assert_eq!(table.get(id).mark, number); }
-                    }
-                }
-                prop_assert_eq!(table.len(), model.len());
-            }
-            table.check();
+        fn behaves_as_a_map(ops in ops(), capacity in 1usize..120, secret: [u64; 2]) {
+            let mut pair = Pair { table: Table::new(capacity, secret), model: BTreeMap::new() };
+            ops.iter().for_each(|op| pair.apply(op));
+            (0..NUMBERS).for_each(|number| pair.find(number));
+            pair.table.check();
         }
     }
 }

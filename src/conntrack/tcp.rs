@@ -5,7 +5,12 @@
 //! Sequence numbers are compared in serial arithmetic (RFC 1982). Per-direction fields are arrays indexed by direction:
 //! `sender` is the direction of the segment, `receiver` the other.
 
-use super::conn::{Conn, Track};
+mod record;
+
+pub(super) use record::TcpRecord;
+use record::{Tcp, WSCALE_MAX, flag};
+
+use super::conn::Conn;
 use super::list::StateView;
 use super::settings::Settings;
 use super::tracker::Outcome;
@@ -14,7 +19,7 @@ use super::udp::packet_is_sound;
 use crate::packet::Packet;
 use crate::time::{Instant, SECOND_NS};
 use crate::wire::tcp as header;
-use crate::wire::{get_u32, tcp};
+use crate::wire::{get_u32, proto, tcp};
 
 /// `enum tcp_conntrack`, with Linux's numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
@@ -42,6 +47,43 @@ pub(super) enum TcpState {
     SynSent2 = 9,
 }
 
+impl TcpState {
+    const ALL: [TcpState; 10] = [
+        TcpState::None,
+        TcpState::SynSent,
+        TcpState::SynRecv,
+        TcpState::Established,
+        TcpState::FinWait,
+        TcpState::CloseWait,
+        TcpState::LastAck,
+        TcpState::TimeWait,
+        TcpState::Close,
+        TcpState::SynSent2,
+    ];
+
+    /// The state of a TCP connection.
+    #[inline]
+    pub(super) fn of(conn: &Conn) -> TcpState {
+        TcpState::ALL[usize::from(conn.state)]
+    }
+
+    /// The state as listed.
+    pub(super) fn view(self) -> StateView {
+        match self {
+            TcpState::None => StateView::None,
+            TcpState::SynSent => StateView::SynSent,
+            TcpState::SynRecv => StateView::SynRecv,
+            TcpState::Established => StateView::Established,
+            TcpState::FinWait => StateView::FinWait,
+            TcpState::CloseWait => StateView::CloseWait,
+            TcpState::LastAck => StateView::LastAck,
+            TcpState::TimeWait => StateView::TimeWait,
+            TcpState::Close => StateView::Close,
+            TcpState::SynSent2 => StateView::SynSent2,
+        }
+    }
+}
+
 /// What a segment is to the state table, by its flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -57,6 +99,8 @@ pub(super) enum Class {
 }
 
 impl Class {
+    const ALL: [Class; 7] = [Class::Syn, Class::SynAck, Class::Fin, Class::Ack, Class::Rst, Class::None, Class::Unset];
+
     /// `get_conntrack_index`.
     #[inline]
     fn of(flags: u8) -> Class {
@@ -116,93 +160,8 @@ const STATES: [[[Cell; 10]; 6]; 2] = {
     ]
 };
 
-/// Bits of [`Tcp::flags`] (`IP_CT_TCP_FLAG_*`), one byte per direction, and of [`Tcp::last_flags`].
-mod flag {
-    /// This side offered window scaling.
-    pub(super) const WINDOW_SCALE: u8 = 0x01;
-    /// This side offered SACK.
-    pub(super) const SACK_PERM: u8 = 0x02;
-    /// This side sent the first FIN.
-    pub(super) const CLOSE_INIT: u8 = 0x04;
-    /// Out-of-window segments of this side are taken as they are.
-    pub(super) const BE_LIBERAL: u8 = 0x08;
-    /// This side has sent data that the other has not acknowledged.
-    pub(super) const DATA_UNACK: u8 = 0x10;
-    /// `maxack` of this side means something.
-    pub(super) const MAXACK_SET: u8 = 0x20;
-    /// `last_flags`: a SYN was let through in LAST_ACK; a challenge ACK may answer it (RFC 5961).
-    pub(super) const EXPECT_CHALLENGE: u8 = 0x40;
-    /// `last_flags`: both sides sent a SYN.
-    pub(super) const SIMULTANEOUS_OPEN: u8 = 0x80;
-}
-
-/// Window scaling beyond this is taken as this (RFC 7323 section 2.3).
-const WSCALE_MAX: u8 = 14;
 /// An acknowledgement may be this far behind at least (`MAXACKWINCONST`).
 const ACK_WINDOW_MIN: u32 = 66_000;
-
-/// What is remembered of a TCP connection: 56 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tcp {
-    /// Highest sequence number sent, plus one.
-    end: [u32; 2],
-    /// Highest sequence number the other side has allowed, plus one.
-    maxend: [u32; 2],
-    /// Largest window offered; 0: nothing seen of this side yet.
-    maxwin: [u32; 2],
-    /// Highest acknowledgement sent.
-    maxack: [u32; 2],
-    last_seq: u32,
-    last_ack: u32,
-    last_end: u32,
-    last_win: u16,
-    scale: [u8; 2],
-    flags: [u8; 2],
-    last_flags: u8,
-    last_wscale: u8,
-    last_class: Class,
-    last_dir: Direction,
-    /// Repetitions of the last pure segment.
-    retrans: u8,
-    pub(super) state: TcpState,
-}
-
-impl Tcp {
-    /// The state as listed.
-    pub(super) fn view(&self) -> StateView {
-        match self.state {
-            TcpState::None => StateView::None,
-            TcpState::SynSent => StateView::SynSent,
-            TcpState::SynRecv => StateView::SynRecv,
-            TcpState::Established => StateView::Established,
-            TcpState::FinWait => StateView::FinWait,
-            TcpState::CloseWait => StateView::CloseWait,
-            TcpState::LastAck => StateView::LastAck,
-            TcpState::TimeWait => StateView::TimeWait,
-            TcpState::Close => StateView::Close,
-            TcpState::SynSent2 => StateView::SynSent2,
-        }
-    }
-
-    const BLANK: Tcp = Tcp {
-        end: [0; 2],
-        maxend: [0; 2],
-        maxwin: [0; 2],
-        maxack: [0; 2],
-        last_seq: 0,
-        last_ack: 0,
-        last_end: 0,
-        last_win: 0,
-        scale: [0; 2],
-        flags: [0; 2],
-        last_flags: 0,
-        last_wscale: 0,
-        last_class: Class::Unset,
-        last_dir: Direction::Original,
-        retrans: 0,
-        state: TcpState::None,
-    };
-}
 
 /// The segment at hand.
 struct Segment<'a> {
@@ -268,6 +227,7 @@ fn flags_are_legal(flags: u8) -> bool {
 /// A segment of `conn`, which may be new (`nf_conntrack_tcp_packet`).
 pub(super) fn packet(
     conn: &mut Conn,
+    record: &mut TcpRecord,
     direction: Direction,
     packet: &Packet,
     frame: &[u8],
@@ -278,21 +238,34 @@ pub(super) fn packet(
         return Outcome::Invalid;
     }
     let segment = Segment::of(packet, frame);
-    if !conn.is_confirmed() {
-        match begin(&segment, settings) {
-            Some(tcp) => conn.track = Track::Tcp(tcp),
-            None => return Outcome::Invalid,
-        }
-    }
-    let Conn { track: Track::Tcp(tcp), status, flags, expires, .. } = conn else { return Outcome::Invalid };
+    let tcp = match conn.is_confirmed() {
+        true => Some(Tcp::load(conn, record)),
+        false => begin(&segment, settings),
+    };
+    let Some(mut tcp) = tcp else { return Outcome::Invalid };
+    let outcome = judge(&mut tcp, conn, direction, &segment, settings, now);
+    tcp.store(conn, record);
+    outcome
+}
+
+/// What the segment means, and what is to be remembered of it.
+fn judge(
+    tcp: &mut Tcp,
+    conn: &mut Conn,
+    direction: Direction,
+    segment: &Segment<'_>,
+    settings: &Settings,
+    now: Instant,
+) -> Outcome {
+    let Conn { status, flags, expires, .. } = conn;
     let fixed = *flags & Conn::FIXED_TIMEOUT != 0;
 
-    let step = match transition(tcp, *status, direction, &segment, settings) {
+    let step = match transition(tcp, *status, direction, segment, settings) {
         Ok(step) => step,
         Err(outcome) => return outcome,
     };
     if step.check_window {
-        match in_window(tcp, step.old, direction, &segment, settings) {
+        match in_window(tcp, step.old, direction, segment, settings) {
             Window::In => {}
             Window::Ignore => return Outcome::Accept,
             Window::Invalid => {
@@ -309,7 +282,7 @@ pub(super) fn packet(
     if step.old != step.new && step.new == TcpState::FinWait {
         tcp.flags[direction.index()] |= flag::CLOSE_INIT;
     }
-    let mut timeout = choose_timeout(tcp, &segment, settings);
+    let mut timeout = choose_timeout(tcp, segment, settings);
     if !status.any(CtStatus::SEEN_REPLY) {
         if segment.has(tcp::RST) {
             return Outcome::Forget;
@@ -328,8 +301,11 @@ pub(super) fn packet(
 
 /// A REJECT with tcp-reset has ended the connection (`nf_ct_set_closing`).
 pub(super) fn close(conn: &mut Conn, settings: &Settings, now: Instant) {
-    let Track::Tcp(tcp) = &mut conn.track else { return };
-    let was = core::mem::replace(&mut tcp.state, TcpState::Close);
+    if conn.proto != proto::TCP {
+        return;
+    }
+    let was = TcpState::of(conn);
+    conn.state = TcpState::Close as u8;
     if was != TcpState::Close && conn.flags & Conn::FIXED_TIMEOUT == 0 {
         conn.expires = now + u64::from(settings.tcp_timeout_close) * SECOND_NS;
     }
@@ -433,7 +409,7 @@ fn ignore(tcp: &mut Tcp, direction: Direction, segment: &Segment<'_>) -> Result<
         tcp.maxwin[client] = u32::from(tcp.last_win).max(1);
         tcp.scale[client] = tcp.last_wscale;
         tcp.last_flags &= !flag::EXPECT_CHALLENGE;
-        tcp.flags[client] = tcp.last_flags;
+        tcp.flags[client] = tcp.last_flags & flag::OFFERED;
         tcp.end[server] = 0;
         tcp.maxend[server] = 0;
         tcp.maxwin[server] = 0;
@@ -744,5 +720,20 @@ fn remember_invalid(
     let limit = now + u64::from(settings.tcp_timeout_unacknowledged) * SECOND_NS;
     if *expires - now >= SHORT_NS && *expires > limit {
         *expires = limit;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_and_classes_are_found_by_their_numbers() {
+        for (number, state) in TcpState::ALL.into_iter().enumerate() {
+            assert_eq!(state as usize, number);
+        }
+        for (number, class) in Class::ALL.into_iter().enumerate() {
+            assert_eq!(class as usize, number);
+        }
     }
 }

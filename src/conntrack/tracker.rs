@@ -9,11 +9,14 @@
 //! Differences from Linux, all wanted: when the table is full, one connection is dropped early, not a whole bucket of
 //! them, and one without a reply is preferred; an insertion cannot clash with another processor's.
 
-use super::conn::{Conn, ConnId, Track, UNLINKED};
+use core::fmt;
+
+use super::conn::{Conn, ConnId, Prepared, UNLINKED};
 use super::icmp::{self, Message};
-use super::list::{ConnView, Counter, StateView};
+use super::list::{ConnView, Counter};
 use super::settings::Settings;
 use super::table::Table;
+use super::tcp::TcpRecord;
 use super::tuple::{CtInfo, CtStatus, Direction, Tuple};
 use super::wheel::Wheel;
 use super::{generic, sctp, tcp, udp};
@@ -64,6 +67,47 @@ impl Tracked {
     pub const INVALID: Tracked = Tracked { info: CtInfo::Invalid, conn: ConnRef::None, status: CtStatus(0) };
     /// Not tracked on purpose.
     pub const UNTRACKED: Tracked = Tracked { info: CtInfo::Untracked, conn: ConnRef::None, status: CtStatus(0) };
+}
+
+/// What a tracker takes of the machine's memory, all of it asked for at start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Memory {
+    entries: usize,
+    /// Bytes taken at start.
+    pub start_bytes: usize,
+    /// Bytes taken as IPv6 connections come, at most.
+    pub v6_bytes: usize,
+}
+
+impl Memory {
+    /// Bytes that each IPv4 connection takes, everything included.
+    pub fn per_v4(&self) -> f64 {
+        self.start_bytes as f64 / self.entries as f64
+    }
+
+    /// Bytes that each IPv6 connection takes, everything included.
+    pub fn per_v6(&self) -> f64 {
+        self.total_bytes() as f64 / self.entries as f64
+    }
+
+    /// Bytes when all connections are of IPv6.
+    pub fn total_bytes(&self) -> usize {
+        self.start_bytes + self.v6_bytes
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} entries, {} MiB ({:.1} bytes per IPv4 connection), up to {} MiB when all are IPv6 ({:.1} bytes)",
+            self.entries,
+            self.start_bytes >> 20,
+            self.per_v4(),
+            self.total_bytes() >> 20,
+            self.per_v6()
+        )
+    }
 }
 
 /// Counters under the names of `conntrack -S`.
@@ -142,7 +186,7 @@ pub struct Conntrack {
     table: Table,
     wheel: Wheel,
     /// `expires` is the timeout itself until it is confirmed.
-    prepared: Option<Conn>,
+    prepared: Option<Prepared>,
     prepared_counter: Counter,
     /// By record number; empty unless `acct` was on at start.
     counters: Vec<[Counter; 2]>,
@@ -207,10 +251,10 @@ impl Conntrack {
         self.table.prefetch_bucket(hash);
     }
 
-    /// Second stage of a batch: asks for the record.
+    /// Second stage of a batch: asks for what this packet reads of its connection.
     #[inline]
-    pub fn prefetch_conn(&self, hash: u64) {
-        self.table.prefetch_conn(hash);
+    pub fn prefetch_conn(&self, packet: &Packet, hash: u64) {
+        self.table.prefetch_conn(hash, packet.family, packet.proto);
     }
 
     /// Classifies a packet and updates its connection, or prepares a new one. `hash` is that of [`Tuple::of`] the packet.
@@ -300,16 +344,16 @@ impl Conntrack {
         if tracked.conn != ConnRef::Prepared {
             return Ok(());
         }
-        let Some(mut conn) = self.prepared.take() else { return Ok(()) };
+        let Some(mut new) = self.prepared.take() else { return Ok(()) };
         for direction in [Direction::Original, Direction::Reply] {
-            let tuple = conn.tuple(direction);
+            let tuple = new.tuple(direction);
             if self.lookup(&tuple, self.hash(&tuple), now).is_some() {
-                return self.resolve_clash(&conn);
+                return self.resolve_clash(&new.conn);
             }
         }
-        conn.expires = now + conn.expires.as_ns();
+        new.conn.expires = now + new.conn.expires.as_ns();
         let inserted = match self.table.len() < self.table.capacity() {
-            true => self.table.insert(&conn).ok(),
+            true => self.table.insert(&new).ok(),
             false => None,
         };
         let Some(id) = inserted else {
@@ -333,7 +377,7 @@ impl Conntrack {
     /// connection is the same one, seen first by an earlier packet (`nf_ct_resolve_clash`).
     #[cold]
     fn resolve_clash(&mut self, conn: &Conn) -> Result<(), DropReason> {
-        let may_join = !matches!(conn.tuple.proto, proto::TCP | proto::SCTP | proto::ICMP | proto::ICMPV6);
+        let may_join = !matches!(conn.proto, proto::TCP | proto::SCTP | proto::ICMP | proto::ICMPV6);
         if may_join {
             self.statistics.clash_resolve += 1;
             return Ok(());
@@ -388,7 +432,16 @@ impl Conntrack {
         match conn {
             ConnRef::None => None,
             ConnRef::Confirmed(id) => Some(self.table.get(id)).filter(|conn| conn.is_confirmed()),
-            ConnRef::Prepared => self.prepared.as_ref(),
+            ConnRef::Prepared => self.prepared.as_ref().map(|new| &new.conn),
+        }
+    }
+
+    /// The tuple of one direction of a packet's connection.
+    pub fn tuple(&self, conn: ConnRef, direction: Direction) -> Option<Tuple> {
+        match conn {
+            ConnRef::None => None,
+            ConnRef::Confirmed(id) => self.table.get(id).is_confirmed().then(|| self.table.tuple(id, direction)),
+            ConnRef::Prepared => self.prepared.as_ref().map(|new| new.tuple(direction)),
         }
     }
 
@@ -409,9 +462,11 @@ impl Conntrack {
         self.table.capacity()
     }
 
-    /// Bytes of memory, all allocated at start.
-    pub fn memory_bytes(&self) -> usize {
-        self.table.memory_bytes() + self.counters.len() * size_of::<[Counter; 2]>() + size_of::<Conntrack>()
+    /// What it takes of the machine's memory.
+    pub fn memory(&self) -> Memory {
+        let (start, v6) = self.table.memory_bytes();
+        let counters = self.counters.len() * size_of::<[Counter; 2]>();
+        Memory { entries: self.capacity(), start_bytes: start + counters + size_of::<Conntrack>(), v6_bytes: v6 }
     }
 
     /// Counters.
@@ -437,8 +492,9 @@ impl Conntrack {
             _ => self.counters.get(id.index()).copied(),
         };
         // An identifier that does not tell where the record lies, as Linux's.
-        let name = (self.table.hash(&conn.tuple) >> 16) as u32 ^ id.0;
-        ConnView::new(conn, name, counters, now)
+        let tuples = [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
+        let name = (self.table.hash(&tuples[0]) >> 16) as u32 ^ id.0;
+        ConnView::new(conn, tuples, name, counters, now)
     }
 
     /// Checks every invariant of table and wheel, slowly.
@@ -491,15 +547,14 @@ impl Conntrack {
     /// An ICMP error about a packet; `tuple` is the inverse of that packet's (`nf_conntrack_inet_error`).
     fn relate(&mut self, packet: &Packet, tuple: &Tuple, now: Instant) -> Tracked {
         let Some((id, direction)) = self.lookup(tuple, self.hash(tuple), now) else { return self.icmp_error() };
-        let conn = self.table.get(id);
-        if conn.tuple(direction).dst != packet.dst {
+        if self.table.tuple(id, direction).dst != packet.dst {
             return self.icmp_error(); // not meant for the sender of the packet in question
         }
         let info = match direction {
             Direction::Original => CtInfo::Related,
             Direction::Reply => CtInfo::RelatedReply,
         };
-        Tracked { info, conn: ConnRef::Confirmed(id), status: conn.status }
+        Tracked { info, conn: ConnRef::Confirmed(id), status: self.table.get(id).status }
     }
 
     /// A packet of a connection in the table. `None`: that connection is gone, look again.
@@ -512,14 +567,14 @@ impl Conntrack {
         frame: &[u8],
         now: Instant,
     ) -> Option<Tracked> {
-        let conn = self.table.get_mut(id);
+        let (conn, tcp) = self.table.get_with_tcp_mut(id);
         let info = match direction {
             Direction::Reply => CtInfo::EstablishedReply,
             Direction::Original if conn.status.any(CtStatus::SEEN_REPLY) => CtInfo::Established,
             Direction::Original if conn.status.any(CtStatus::EXPECTED) => CtInfo::Related,
             Direction::Original => CtInfo::New,
         };
-        let outcome = apply(conn, direction, packet, frame, &self.settings, now);
+        let outcome = apply(conn, tcp, direction, packet, frame, &self.settings, now);
         match outcome {
             Outcome::Invalid => return Some(self.invalid()),
             Outcome::Reopen => {
@@ -565,8 +620,9 @@ impl Conntrack {
             self.statistics.drop += 1;
             return Err(DropReason::ConntrackFull);
         }
-        let mut conn = Conn::new(tuple);
-        let Outcome::Refresh(seconds) = apply(&mut conn, Direction::Original, packet, frame, &self.settings, now)
+        let mut new = Prepared::new(tuple);
+        let Prepared { conn, tcp, .. } = &mut new;
+        let Outcome::Refresh(seconds) = apply(conn, tcp, Direction::Original, packet, frame, &self.settings, now)
         else {
             return Ok(self.invalid());
         };
@@ -576,7 +632,7 @@ impl Conntrack {
             self.prepared_counter = Counter::default();
             self.prepared_counter.count(packet);
         }
-        self.prepared = Some(conn);
+        self.prepared = Some(new);
         Ok(Tracked { info: CtInfo::New, conn: ConnRef::Prepared, status: CtStatus::default() })
     }
 
@@ -633,6 +689,7 @@ fn portless_tuple(packet: &Packet, frame: &[u8], tuple: Tuple) -> Option<Tuple> 
 #[inline]
 fn apply(
     conn: &mut Conn,
+    tcp: &mut TcpRecord,
     direction: Direction,
     packet: &Packet,
     frame: &[u8],
@@ -640,24 +697,13 @@ fn apply(
     now: Instant,
 ) -> Outcome {
     match packet.proto {
-        proto::TCP => tcp::packet(conn, direction, packet, frame, settings, now),
+        proto::TCP => tcp::packet(conn, tcp, direction, packet, frame, settings, now),
         proto::UDP => udp::packet(conn, packet, settings, now),
         proto::ICMP | proto::ICMPV6 => icmp::packet(conn, packet, settings),
         proto::UDPLITE => udp::packet_lite(conn, packet, frame, settings),
         proto::SCTP => sctp::packet(conn, direction, packet, frame, settings),
         proto::GRE => generic::packet_gre(conn, settings),
         _ => generic::packet(settings),
-    }
-}
-
-impl Track {
-    /// The protocol's state as listed.
-    pub(super) fn state(&self) -> Option<StateView> {
-        match self {
-            Track::Tcp(tcp) => Some(tcp.view()),
-            Track::Sctp(sctp) => Some(sctp.view()),
-            _ => None,
-        }
     }
 }
 

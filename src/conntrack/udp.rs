@@ -4,7 +4,7 @@
 //! connection began and after a reply had been seen. UDP-Lite: header and coverage are checked; the checksum is not
 //! verified. Linux verifies it with UDP's protocol number and so calls every correct one INVALID; that is not copied.
 
-use super::conn::{Conn, Track};
+use super::conn::Conn;
 use super::settings::Settings;
 use super::tracker::Outcome;
 use super::tuple::CtStatus;
@@ -21,14 +21,24 @@ pub(super) fn packet(conn: &mut Conn, packet: &Packet, settings: &Settings, now:
         return Outcome::Invalid;
     }
     if !conn.is_confirmed() {
-        conn.track = Track::Udp { stream_after: now + STREAM_AGE_NS };
+        conn.set_stream_after(now + STREAM_AGE_NS);
     }
-    let Track::Udp { stream_after } = conn.track else { return Outcome::Invalid };
-    if !conn.status.any(CtStatus::SEEN_REPLY) || now <= stream_after {
+    if !conn.status.any(CtStatus::SEEN_REPLY) || now <= conn.stream_after() {
         return Outcome::Refresh(settings.udp_timeout);
     }
     conn.status = conn.status.with(CtStatus::ASSURED);
     Outcome::Refresh(settings.udp_timeout_stream)
+}
+
+impl Conn {
+    /// A UDP packet after this time makes the connection a stream.
+    fn stream_after(&self) -> Instant {
+        Instant::from_ns(u64::from(self.words[0]) << 32 | u64::from(self.words[1]))
+    }
+
+    fn set_stream_after(&mut self, at: Instant) {
+        self.words = [(at.as_ns() >> 32) as u32, at.as_ns() as u32];
+    }
 }
 
 /// A UDP-Lite packet of `conn`.

@@ -277,11 +277,7 @@ fn build_worker(
     let devices = PortId::ALL.into_iter().zip(queues.ports);
     let devices = devices.flat_map(|(port, queues)| queues.into_iter().map(move |queue| (port, queue)));
     let shard = Shard::new(config.conntrack.clone(), secret()?, &policy.load());
-    tracing::info!(
-        "connection table: {} entries, {} MiB",
-        shard.conntrack.capacity(),
-        shard.conntrack.memory_bytes() >> 20
-    );
+    tracing::info!("connection table: {}", shard.conntrack.memory());
     let parts = Parts { devices: devices.collect(), pool: queues.pool, host, shard, policy, routing, mailbox };
     Ok((Worker::new(parts), handle))
 }

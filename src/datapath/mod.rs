@@ -85,7 +85,7 @@ pub fn process(
     let mut work = std::mem::take(&mut shard.work);
     parse_all(shard, batch, &mut work);
     for work in work.iter().flatten() {
-        shard.conntrack.prefetch_conn(work.hash);
+        shard.conntrack.prefetch_conn(&work.packet, work.hash);
     }
     let mut path = Path { shard, policy, routing, now, effects };
     for ((port, frame), parsed) in batch.frames.drain(..).zip(&mut work) {

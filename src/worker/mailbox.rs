@@ -229,7 +229,7 @@ impl Mailbox {
             conntrack: *shard.conntrack.statistics(),
             entries: shard.conntrack.len(),
             entries_limit: shard.conntrack.capacity(),
-            table_bytes: shard.conntrack.memory_bytes(),
+            table_bytes: shard.conntrack.memory().total_bytes(),
             waiting: shard.waiting(),
             policy_generation: policy.generation,
             rules_v4: shard.rule_counters(Family::V4),

@@ -55,7 +55,7 @@ fn apply_packet(lab: &mut Lab, packet: &[u8], pass: bool) -> Option<Tracked> {
     let packet = Packet::parse(&frame, PortId::WAN, lab.ct.settings().checksum).ok()?;
     let hash = lab.ct.hash(&Tuple::of(&packet));
     lab.ct.prefetch_bucket(hash);
-    lab.ct.prefetch_conn(hash);
+    lab.ct.prefetch_conn(&packet, hash);
     let before = lab.ct.len();
     match lab.ct.track(&packet, &frame, hash, lab.now) {
         Ok(tracked) => {
