@@ -13,11 +13,11 @@ pub fn decrement_ttl(frame: &mut [u8], packet: &mut Packet) {
     let ip = &mut frame[usize::from(packet.l3_at)..];
     match packet.family {
         Family::V4 => {
-            let old = wire::get_u16(ip, ipv4::TTL_AT);
+            // As `ip_decrease_ttl`: the TTL is a high byte, so the sum falls by 0x0100 and its complement grows by as much.
+            let Some(ip) = ip.first_chunk_mut::<{ ipv4::HEADER_LEN }>() else { return };
             ip[ipv4::TTL_AT] = packet.ttl;
-            let new = wire::get_u16(ip, ipv4::TTL_AT);
-            let check = checksum::update(wire::get_u16(ip, ipv4::CHECKSUM_AT), old, new);
-            wire::put_u16(ip, ipv4::CHECKSUM_AT, check);
+            let check = u32::from(wire::get_u16(ip, ipv4::CHECKSUM_AT)) + 0x0100;
+            wire::put_u16(ip, ipv4::CHECKSUM_AT, (check + u32::from(check >= 0xffff)) as u16);
         }
         Family::V6 => ip[ipv6::HOP_LIMIT_AT] = packet.ttl,
     }
@@ -187,8 +187,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ttl_delta_equals_full_checksum(ttl in 2u8..) {
+        fn ttl_delta_equals_full_checksum(ttl in 2u8.., id: u16) {
             let mut frame = udp4(ttl, b"abc");
+            wire::put_u16(&mut frame, 18, id);
+            ipv4::set_checksum(&mut frame[14..34]);
             let mut packet = parse(&frame);
             decrement_ttl(&mut frame, &mut packet);
             let by_delta = frame[14..34].to_vec();

@@ -55,11 +55,9 @@ impl Bucket {
     /// One bit for each slot whose tag is `tag`. Empty slots have tag 0, which no key has.
     #[inline]
     fn matches(&self, tag: u16) -> u32 {
-        let mut mask = 0;
-        for (lane, &candidate) in self.tags.iter().enumerate() {
-            mask |= u32::from(candidate == tag) << lane;
-        }
-        mask
+        // 10 instructions where a loop over the lanes has 25, twice for each packet.
+        let [low @ .., ninth, tenth] = &self.tags;
+        arch::equal_lanes(low, tag) | u32::from(*ninth == tag) << 8 | u32::from(*tenth == tag) << 9
     }
 }
 
@@ -203,26 +201,46 @@ impl Table {
         self.records[id.index()].tuple(direction, || self.v6[id.index()].map(Addr::from_v6))
     }
 
+    /// Whether this is the tuple of one direction of a connection.
+    #[inline]
+    fn has(&self, id: ConnId, direction: Direction, tuple: &Tuple) -> bool {
+        match self.records[id.index()].has_v4(direction, tuple) {
+            Some(answer) => answer,
+            None => self.tuple(id, direction) == *tuple,
+        }
+    }
+
     /// The connection that has this key, and the direction of the key. Knows nothing of time.
     #[inline]
     pub(super) fn find(&self, tuple: &Tuple, hash: u64) -> Option<(ConnId, Direction)> {
         let home = self.home(hash);
         let tag = Table::tag(hash);
-        let reach = usize::from(self.buckets[home].reach);
-        for distance in 0..=reach {
-            let bucket = &self.buckets[self.beyond(home, distance)];
-            let mut mask = bucket.matches(tag);
-            while mask != 0 {
-                let slot = bucket.slots[mask.trailing_zeros() as usize];
-                mask &= mask - 1;
-                let direction = if slot & REPLY_BIT == 0 { Direction::Original } else { Direction::Reply };
-                let id = ConnId(slot & !REPLY_BIT);
-                if self.tuple(id, direction) == *tuple {
-                    return Some((id, direction));
-                }
+        let bucket = &self.buckets[home];
+        match self.find_in(bucket, tag, tuple) {
+            None if bucket.reach > 0 => self.find_beyond(home, tag, tuple),
+            found => found,
+        }
+    }
+
+    #[inline]
+    fn find_in(&self, bucket: &Bucket, tag: u16, tuple: &Tuple) -> Option<(ConnId, Direction)> {
+        let mut mask = bucket.matches(tag);
+        while mask != 0 {
+            let slot = bucket.slots[mask.trailing_zeros() as usize];
+            mask &= mask - 1;
+            let direction = if slot & REPLY_BIT == 0 { Direction::Original } else { Direction::Reply };
+            let id = ConnId(slot & !REPLY_BIT);
+            if self.has(id, direction, tuple) {
+                return Some((id, direction));
             }
         }
         None
+    }
+
+    #[cold]
+    fn find_beyond(&self, home: usize, tag: u16, tuple: &Tuple) -> Option<(ConnId, Direction)> {
+        let reach = usize::from(self.buckets[home].reach);
+        (1..=reach).find_map(|distance| self.find_in(&self.buckets[self.beyond(home, distance)], tag, tuple))
     }
 
     /// Puts a connection into the table, findable by both tuples, and marks it CONFIRMED. Neither key may be there yet,
