@@ -42,6 +42,16 @@ impl SctpState {
         SctpState::ALL[usize::from(conn.state)]
     }
 
+    /// Before both sides have agreed to talk.
+    pub(super) fn is_opening(self) -> bool {
+        matches!(self, SctpState::Closed | SctpState::CookieWait | SctpState::CookieEchoed)
+    }
+
+    /// From the first SHUTDOWN on (`sctp_can_early_drop`).
+    pub(super) fn is_closing(self) -> bool {
+        matches!(self, SctpState::ShutdownSent | SctpState::ShutdownRecd | SctpState::ShutdownAckSent)
+    }
+
     /// The state as listed.
     pub(super) fn view(self) -> StateView {
         match self {

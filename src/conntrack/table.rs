@@ -329,13 +329,6 @@ impl Table {
         unreachable!("a confirmed connection has both keys in the index");
     }
 
-    /// Connections with a key in the bucket that is `distance` (taken modulo the number of buckets) beyond `hash`'s.
-    pub(super) fn neighbours(&self, hash: u64, distance: usize) -> impl Iterator<Item = ConnId> + use<> {
-        let at = (self.home(hash) + distance) % self.buckets.len();
-        let slots = self.buckets[at].slots;
-        slots.into_iter().filter(|&slot| slot != EMPTY).map(|slot| ConnId(slot & !REPLY_BIT))
-    }
-
     /// A record.
     #[inline]
     pub(super) fn get(&self, id: ConnId) -> &Conn {

@@ -67,6 +67,19 @@ impl TcpState {
         TcpState::ALL[usize::from(conn.state)]
     }
 
+    /// Before both sides have agreed to talk.
+    pub(super) fn is_opening(self) -> bool {
+        matches!(self, TcpState::SynSent | TcpState::SynRecv | TcpState::SynSent2)
+    }
+
+    /// From the first FIN or RST on (`tcp_can_early_drop`).
+    pub(super) fn is_closing(self) -> bool {
+        matches!(
+            self,
+            TcpState::FinWait | TcpState::CloseWait | TcpState::LastAck | TcpState::TimeWait | TcpState::Close
+        )
+    }
+
     /// The state as listed.
     pub(super) fn view(self) -> StateView {
         match self {

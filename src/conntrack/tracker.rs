@@ -6,10 +6,15 @@
 //! is confirmed, or not, before the next is tracked. [`Conntrack::expire`] collects what has timed out, a bounded piece
 //! at a time; what it has not got to yet is matched by no lookup.
 //!
-//! Differences from Linux, all wanted: when the table is full, one connection is dropped early, not a whole bucket of
-//! them, and one without a reply is preferred; an insertion cannot clash with another processor's.
+//! Differences from Linux, all wanted: when the table is full, one connection goes for each new one, not a whole bucket
+//! of them, it goes only when the rules have let the new one pass, and which one goes is not left to chance (`eviction`
+//! says more); an insertion cannot clash with another processor's.
+
+mod eviction;
 
 use core::fmt;
+
+use eviction::Hand;
 
 use super::conn::{Conn, ConnId, Prepared, UNLINKED};
 use super::icmp::{self, Message};
@@ -176,9 +181,6 @@ impl Statistics {
     }
 }
 
-/// Buckets that are searched for a connection to drop early (`NF_CT_EVICTION_RANGE`).
-const EVICTION_RANGE: usize = 8;
-
 /// See the module's head.
 #[derive(Debug)]
 pub struct Conntrack {
@@ -188,6 +190,12 @@ pub struct Conntrack {
     /// `expires` is the timeout itself until it is confirmed.
     prepared: Option<Prepared>,
     prepared_counter: Counter,
+    /// Where the next search for a connection that can go begins.
+    hand: Hand,
+    /// The connection that goes when the prepared one is confirmed.
+    victim: Option<ConnId>,
+    /// The next record to look at for something that can go, after a packet found no room.
+    relief: Option<usize>,
     /// By record number; empty unless `acct` was on at start.
     counters: Vec<[Counter; 2]>,
     statistics: Statistics,
@@ -202,12 +210,16 @@ impl Conntrack {
     pub fn new(settings: Settings, secret: [u64; 2]) -> Conntrack {
         let table = Table::new(settings.max, secret);
         let counters = if settings.acct { vec![[Counter::default(); 2]; settings.max] } else { Vec::new() };
+        let hand = Hand::new(settings.max);
         Conntrack {
             settings,
             table,
             wheel: Wheel::new(),
             prepared: None,
             prepared_counter: Counter::default(),
+            hand,
+            victim: None,
+            relief: None,
             counters,
             statistics: Statistics::default(),
         }
@@ -264,6 +276,7 @@ impl Conntrack {
     #[inline]
     pub fn track(&mut self, packet: &Packet, frame: &[u8], hash: u64, now: Instant) -> Result<Tracked, DropReason> {
         self.prepared = None;
+        self.victim = None;
         let mut tuple = Tuple::of(packet);
         let mut hash = hash;
         match packet.proto {
@@ -289,7 +302,7 @@ impl Conntrack {
         loop {
             let tracked = match self.lookup(&tuple, hash, now) {
                 Some((id, direction)) => self.update(id, direction, packet, frame, now),
-                None => Some(self.prepare(tuple, hash, packet, frame, now)?),
+                None => Some(self.prepare(tuple, packet, frame, now)?),
             };
             if let Some(tracked) = tracked {
                 return Ok(tracked);
@@ -351,6 +364,9 @@ impl Conntrack {
                 return self.resolve_clash(&new.conn);
             }
         }
+        if let Some(victim) = self.victim.take() {
+            self.drop_early(victim);
+        }
         new.conn.expires = now + new.conn.expires.as_ns();
         let inserted = match self.table.len() < self.table.capacity() {
             true => self.table.insert(&new).ok(),
@@ -387,11 +403,13 @@ impl Conntrack {
         Err(DropReason::ConntrackClash)
     }
 
-    /// Removes what has timed out, looking at up to `budget` records. Returns how many it looked at: less than `budget`
-    /// when nothing more is due now.
+    /// Removes what has timed out, and after a packet found no room what can go, looking at up to `budget` records. Returns
+    /// how many it looked at: less than `budget` when nothing more is to be done now.
     pub fn expire(&mut self, now: Instant, budget: usize) -> usize {
         for looked in 0..budget {
-            let Some(id) = self.wheel.take_due(self.table.records_mut(), now) else { return looked };
+            let Some(id) = self.wheel.take_due(self.table.records_mut(), now) else {
+                return looked + self.relieve(now, budget - looked);
+            };
             let conn = self.table.get_mut(id);
             if !conn.is_confirmed() {
                 continue; // a free record; it hangs again when it is next used
@@ -408,7 +426,7 @@ impl Conntrack {
 
     /// When [`Conntrack::expire`] will next have something to look at.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.wheel.next_deadline()
+        if self.relief.is_some() { Some(Instant::ZERO) } else { self.wheel.next_deadline() }
     }
 
     /// A REJECT answered this packet with a TCP reset: its connection is over.
@@ -605,20 +623,12 @@ impl Conntrack {
     }
 
     /// The first packet of what may become a connection (`init_conntrack`).
-    fn prepare(
-        &mut self,
-        tuple: Tuple,
-        hash: u64,
-        packet: &Packet,
-        frame: &[u8],
-        now: Instant,
-    ) -> Result<Tracked, DropReason> {
+    fn prepare(&mut self, tuple: Tuple, packet: &Packet, frame: &[u8], now: Instant) -> Result<Tracked, DropReason> {
         if tuple.inverse().is_none() {
             return Ok(self.invalid());
         }
-        if self.table.len() >= self.settings.max.min(self.table.capacity()) && !self.drop_early(hash, now) {
-            self.statistics.drop += 1;
-            return Err(DropReason::ConntrackFull);
+        if self.table.len() >= self.limit() {
+            self.victim = self.find_room(now)?;
         }
         let mut new = Prepared::new(tuple);
         let Prepared { conn, tcp, .. } = &mut new;
@@ -634,39 +644,6 @@ impl Conntrack {
         }
         self.prepared = Some(new);
         Ok(Tracked { info: CtInfo::New, conn: ConnRef::Prepared, status: CtStatus::default() })
-    }
-
-    /// Makes room near `hash`: the expired are removed, or one connection that is not ASSURED: without a reply rather
-    /// than with one, and of these the one that would go soonest (`early_drop`).
-    #[cold]
-    fn drop_early(&mut self, hash: u64, now: Instant) -> bool {
-        for distance in 0..EVICTION_RANGE {
-            let mut victim: Option<(bool, Instant, ConnId)> = None;
-            let mut purged = false;
-            for id in self.table.neighbours(hash, distance) {
-                let conn = self.table.get(id);
-                if !conn.is_confirmed() {
-                    continue; // its other key lay in this bucket too
-                }
-                if conn.is_expired(now) {
-                    self.table.remove(id);
-                    self.statistics.expired += 1;
-                    purged = true;
-                } else if !conn.status.any(CtStatus::ASSURED) {
-                    let candidate = (conn.status.any(CtStatus::SEEN_REPLY), conn.expires, id);
-                    victim = Some(victim.map_or(candidate, |best| best.min(candidate)));
-                }
-            }
-            if purged {
-                return true;
-            }
-            if let Some((_, _, id)) = victim {
-                self.table.remove(id);
-                self.statistics.early_drop += 1;
-                return true;
-            }
-        }
-        false
     }
 }
 

@@ -4,6 +4,7 @@ use crate::conntrack::{ConnView, LineOptions};
 use crate::device::PortId;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+mod flood;
 mod model;
 mod tcp;
 
@@ -217,7 +218,7 @@ fn a_full_table_drops_early_and_then_refuses() {
 }
 
 #[test]
-fn early_drop_prefers_what_has_no_reply_and_goes_soonest() {
+fn early_drop_takes_the_oldest_without_a_reply() {
     let mut lab = Lab::with(Settings { max: 4, ..Settings::default() });
     lab.pass(&udp(CLIENT, 1, SERVER, 53));
     lab.pass(&udp(SERVER, 53, CLIENT, 1));
@@ -226,11 +227,106 @@ fn early_drop_prefers_what_has_no_reply_and_goes_soonest() {
         lab.pass(&udp(CLIENT, port, SERVER, 53));
         lab.pass_ms(1000);
     }
-    lab.pass(&udp(CLIENT, 2, SERVER, 53)); // renewed: now 3 goes soonest
-    assert_eq!(lab.pass(&udp(CLIENT, 5, SERVER, 53)), CtInfo::New);
-    let mut ports: Vec<u16> = lab.list().iter().map(|view| view.original.sport).collect();
-    ports.sort_unstable();
-    assert_eq!((ports, lab.ct.statistics().early_drop), (vec![1, 2, 4, 5], 1));
+    let ports = |lab: &Lab| {
+        let mut ports: Vec<u16> = lab.list().iter().map(|view| view.original.sport).collect();
+        ports.sort_unstable();
+        ports
+    };
+    // A packet that the rules drop costs nobody anything.
+    let refused = lab.track(&udp(CLIENT, 5, SERVER, 53)).expect("room to be had");
+    assert_eq!((refused.conn, ports(&lab)), (ConnRef::Prepared, vec![1, 2, 3, 4]));
+    let mut kept = vec![1, 2, 3, 4];
+    for port in 5..20 {
+        assert_eq!(lab.pass(&udp(CLIENT, port, SERVER, 53)), CtInfo::New);
+        let now = ports(&lab);
+        kept.retain(|port| now.contains(port));
+        lab.pass_ms(10);
+    }
+    assert_eq!((ports(&lab), kept), (vec![1, 17, 18, 19], vec![1]), "in the order they came");
+    assert_eq!(lab.ct.statistics().early_drop, 15);
+}
+
+#[test]
+fn early_drop_takes_answered_ones_before_closing_ones_and_no_open_one() {
+    let segment = |port: u16, from_client: bool, flags: &str| {
+        let (seq, ack) = if from_client { (1 + u32::from(flags != "S"), 101) } else { (100, 2) };
+        let (sport, dport) = if from_client { (port, 80) } else { (80, port) };
+        let flags = testing::flags(flags);
+        let bytes = Segment { sport, dport, seq, ack, flags, window: 9, options: vec![], payload: 0 }.bytes();
+        if from_client { testing::ip(CLIENT, SERVER, 6, &bytes) } else { testing::ip(SERVER, CLIENT, 6, &bytes) }
+    };
+    let mut lab = Lab::with(Settings { max: 5, ..Settings::default() });
+    for port in [1, 2] {
+        for (from_client, flags) in [(true, "S"), (false, "S."), (true, ".")] {
+            lab.pass(&segment(port, from_client, flags));
+        }
+    }
+    lab.pass(&segment(2, true, "F."));
+    lab.pass_ms(5000);
+    for port in [10, 11] {
+        lab.pass(&udp(CLIENT, port, SERVER, 53));
+        lab.pass(&udp(SERVER, 53, CLIENT, port));
+        lab.pass_ms(1000);
+    }
+    let answered_and_assured = |lab: &mut Lab, port| {
+        lab.pass(&udp(CLIENT, port, SERVER, 53));
+        lab.pass_ms(2001);
+        lab.pass(&udp(SERVER, 53, CLIENT, port));
+        lab.pass(&udp(SERVER, 53, CLIENT, port));
+    };
+    let there = |lab: &Lab, port: u16| lab.list().iter().any(|view| view.original.sport == port);
+    for (port, gone) in [(20, None), (21, Some(10)), (22, Some(11)), (23, Some(2))] {
+        answered_and_assured(&mut lab, port);
+        assert_eq!((lab.ct.len(), gone.filter(|&gone| there(&lab, gone))), (5.min(lab.ct.len()), None), "{port}");
+    }
+    assert_eq!(lab.track(&udp(CLIENT, 24, SERVER, 53)), Err(DropReason::ConntrackFull));
+    assert!([1, 20, 21, 22, 23].into_iter().all(|port| there(&lab, port)));
+}
+
+#[test]
+fn after_a_refusal_the_collector_makes_room_among_closing_connections() {
+    let segment = |number: u32, from_client: bool, flags: &str| {
+        let client = IpAddr::from(0x0a01_0000u32.wrapping_add(number).to_be_bytes());
+        let (seq, ack) = if from_client { (1 + u32::from(flags != "S"), 101) } else { (100, 2) };
+        let (sport, dport) = if from_client { (1000, 80) } else { (80, 1000) };
+        let flags = testing::flags(flags);
+        let bytes = Segment { sport, dport, seq, ack, flags, window: 9, options: vec![], payload: 0 }.bytes();
+        if from_client { testing::ip(client, SERVER, 6, &bytes) } else { testing::ip(SERVER, client, 6, &bytes) }
+    };
+    const TABLE: u32 = 2000;
+    let mut lab = Lab::with(Settings { max: TABLE as usize, ..Settings::default() });
+    let send = |lab: &mut Lab, packet: &[u8]| {
+        let tracked = lab.track(packet)?;
+        lab.ct.confirm(&tracked, lab.now).map(|()| tracked.info)
+    };
+    for number in 0..TABLE {
+        for (from_client, flags) in [(true, "S"), (false, "S."), (true, ".")] {
+            send(&mut lab, &segment(number, from_client, flags)).expect("room");
+        }
+        // So few that a search does not always meet one.
+        if number % 200 == 0 {
+            send(&mut lab, &segment(number, true, "F.")).expect("known");
+        }
+    }
+    let mut number = TABLE;
+    while send(&mut lab, &segment(number, true, "S")).is_ok() {
+        number += 1;
+        assert!(number < TABLE + 10, "never refused");
+        // It opens, or the next would take its place.
+        for (from_client, flags) in [(false, "S."), (true, ".")] {
+            send(&mut lab, &segment(number - 1, from_client, flags)).expect("known");
+        }
+    }
+    let left = TABLE + 10 - number;
+    assert_eq!((lab.ct.len(), lab.ct.next_deadline()), (TABLE as usize, Some(Instant::ZERO)));
+    let mut looked = 0;
+    while let piece @ 1.. = lab.ct.expire(lab.now, 64) {
+        assert!(piece <= 64);
+        looked += piece;
+    }
+    assert_eq!((lab.ct.len(), looked), ((TABLE - left) as usize, TABLE as usize));
+    assert!(lab.list().iter().all(|view| view.state == Some(crate::conntrack::StateView::Established)));
+    lab.ct.check();
 }
 
 #[test]
