@@ -311,6 +311,48 @@ fn connections_counters_and_metrics_are_shown() {
     router.stop();
 }
 
+/// Fills the table from ten addresses: 300 one-way flows.
+const UDP_FLOOD: &str = "
+import socket, time
+for n in range(300):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(('10.1.0.%d' % (100 + n % 10), 10000 + n))
+    s.sendto(b'x', ('10.2.0.2', 4444))
+    s.close()
+    time.sleep(0.002)
+";
+
+#[test]
+fn a_full_table_says_who_fills_it_and_open_connections_go_on() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    for host in 100..110 {
+        net.ip(Place::Lan, &format!("address add 10.1.0.{host}/24 dev eth0"));
+    }
+    let config = net.file("small.toml");
+    fs::write(&config, "[conntrack]\nmax = 100\n").expect("a file");
+    let _server = net.start(Place::Wan, &["iperf3", "-s"]);
+    net.wait_for_listener(Place::Wan, 5201);
+    let router = Router::start(&net, &["--poll", "adaptive", "--config", &config.display().to_string()]);
+    let said = router.said();
+    assert!(said.contains("connection table: 100 entries, "), "{said}");
+    let mut open = net.start(Place::Lan, &["iperf3", "-c", "10.2.0.2", "-b", "1M", "-t", "5"]);
+    thread::sleep(SECOND);
+    let flood = net.command(Place::Lan, "python3").args(["-c", UDP_FLOOD]).output().expect("python3");
+    assert!(flood.status.success(), "{}", text(&flood.stderr));
+    eventually(5 * SECOND, "the line", || router.said().contains("connection table full (100 of 100): "));
+    let said = router.said();
+    let line = said.lines().find(|line| line.contains("connection table full")).expect("it was there");
+    assert!(line.contains(" are from 10.1.0.0/24 (") && line.contains(" go to udp port 4444 ("), "{line}");
+    assert!(line.contains(" 0 new connections were refused, and "), "{line}");
+    // A client gets in, and who was in stays.
+    assert!(net.pings(Place::Lan, "10.2.0.2"), "no ping while the table is full");
+    assert!(open.end(10 * SECOND).success(), "the open connection: {}", open.said());
+    router.stop();
+}
+
 #[test]
 fn neighbours_are_resolved_from_cold() {
     if !privileged() {

@@ -18,6 +18,7 @@ use crate::conntrack::ConnView;
 use crate::device::PortId;
 use crate::rules::{self, RuleCounters, Ruleset};
 use crate::snapshot::{Policy, Routing};
+use crate::verdict::DropReason;
 use crate::wire::Family;
 use crate::worker::{Line, QueueStats, Reply, Request, WorkerStats};
 
@@ -41,6 +42,19 @@ pub struct Facts {
     pub cores: Vec<u32>,
     /// The rules in force, IPv4 and IPv6.
     pub rulesets: [Arc<Ruleset>; 2],
+}
+
+/// How full a worker's connection table is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TableCounts {
+    /// Connections in it.
+    pub(super) entries: usize,
+    /// Connections there is room for.
+    pub(super) capacity: usize,
+    /// New connections that found no room.
+    pub(super) refused: u64,
+    /// Connections that went to make room.
+    pub(super) gave_way: u64,
 }
 
 /// The workers; see the module's head.
@@ -85,6 +99,30 @@ impl Workers {
         match self.ask(worker, Request::Stats).await? {
             Reply::Stats(stats) => Ok(*stats),
             Reply::Conntrack { .. } => Err(BackendError(format!("worker {worker} answered another question"))),
+        }
+    }
+
+    /// How full each worker's connection table is.
+    pub(super) async fn table_counts(&self) -> Result<Vec<TableCounts>, BackendError> {
+        let counts = |stats: &WorkerStats| TableCounts {
+            entries: stats.entries,
+            capacity: stats.entries_limit,
+            refused: stats.counters.drops.get(DropReason::ConntrackFull),
+            gave_way: stats.conntrack.early_drop,
+        };
+        Ok(self.all_stats().await?.iter().map(counts).collect())
+    }
+
+    /// The connections in `count` records of a worker's table, from number `position` on.
+    pub(super) async fn entries_at(
+        &self,
+        worker: usize,
+        position: usize,
+        count: usize,
+    ) -> Result<Vec<ConnView>, BackendError> {
+        match self.ask(worker, Request::Conntrack { cursor: position, budget: count }).await? {
+            Reply::Conntrack { entries, .. } => Ok(entries),
+            Reply::Stats(_) => Err(BackendError(format!("worker {worker} answered another question"))),
         }
     }
 

@@ -24,6 +24,7 @@ use super::config::{self, Config};
 use super::metrics;
 use super::netlink::{self, Netlink};
 use super::startup::{self, Failure, Ready};
+use super::table_full;
 use crate::datapath::Shard;
 use crate::device::PortId;
 use crate::route::Neighbour;
@@ -209,7 +210,8 @@ async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Res
         }
     };
     let serve_control = control.serve(&workers);
-    tokio::pin!(serve_metrics, serve_control);
+    let watch_table = table_full::watch(&workers);
+    tokio::pin!(serve_metrics, serve_control, watch_table);
     let mut log = Log::default();
     let outcome = loop {
         tokio::select! {
@@ -233,6 +235,7 @@ async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Res
             _ = log_tick.tick() => log.write(&mut logs, log_ports),
             () = &mut serve_metrics => {}
             () = &mut serve_control => {}
+            () = &mut watch_table => {}
         }
     };
     startup::announce_stopping();

@@ -10,3 +10,4 @@ pub mod metrics;
 pub mod netlink;
 pub mod startup;
 pub mod stats;
+pub mod table_full;
