@@ -195,6 +195,29 @@ impl Table {
         }
     }
 
+    /// Asks for both buckets that hold a connection's keys to be brought close.
+    pub(super) fn prefetch_keys(&self, id: ConnId) {
+        for direction in [Direction::Original, Direction::Reply] {
+            self.prefetch_bucket(self.hash(&self.tuple(id, direction)));
+        }
+    }
+
+    /// Asks for a record to be brought close.
+    #[inline]
+    pub(super) fn prefetch_record(&self, id: ConnId) {
+        arch::prefetch(&self.records[id.index()]);
+    }
+
+    /// Asks for what an insertion writes to be brought close: the bucket of the reply's key, whose hash this is, and the
+    /// record that will be used.
+    #[inline]
+    pub(super) fn prefetch_insert(&self, reply_hash: u64) {
+        self.prefetch_bucket(reply_hash);
+        if let Some(record) = self.records.get(self.free as usize) {
+            arch::prefetch(record);
+        }
+    }
+
     /// The tuple of one direction of a connection.
     #[inline]
     pub(super) fn tuple(&self, id: ConnId, direction: Direction) -> Tuple {

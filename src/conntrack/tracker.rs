@@ -642,6 +642,8 @@ impl Conntrack {
             self.prepared_counter = Counter::default();
             self.prepared_counter.count(packet);
         }
+        // The rules come first, so there is time.
+        self.table.prefetch_insert(self.hash(&new.tuple(Direction::Reply)));
         self.prepared = Some(new);
         Ok(Tracked { info: CtInfo::New, conn: ConnRef::Prepared, status: CtStatus::default() })
     }

@@ -80,8 +80,8 @@ impl Hand {
     pub(super) fn new(capacity: usize) -> Hand {
         const GOLDEN: f64 = 0.618_033_988_749_894_9;
         let start = (capacity as f64 * GOLDEN) as usize;
-        let step = (start.max(1)..).find(|&step| greatest_common_divisor(step, capacity) == 1);
-        Hand { at: 0, step: step.expect("a prime beyond the capacity has no common divisor with it") }
+        let step = (start..capacity).find(|&step| greatest_common_divisor(step, capacity) == 1);
+        Hand { at: 0, step: step.expect("one less than the capacity has no common divisor with it") }
     }
 }
 
@@ -131,6 +131,7 @@ impl Conntrack {
                 && let Some(expendable) = Expendable::of(conn)
             {
                 if expendable == Expendable::HalfOpen {
+                    self.table.prefetch_keys(id);
                     return Ok(Some(id)); // the hand stays until it is gone
                 }
                 let candidate = (expendable, renewed_at(conn, &self.settings), id);
@@ -156,12 +157,15 @@ impl Conntrack {
             self.statistics.early_drop += 1;
             if self.hand.at == victim.index() {
                 self.advance();
+                self.table.prefetch_record(ConnId(self.hand.at as u32)); // where the next search begins
             }
         }
     }
 
     fn advance(&mut self) {
-        self.hand.at = (self.hand.at + self.hand.step) % self.table.capacity();
+        // Both are below the capacity.
+        let next = self.hand.at + self.hand.step;
+        self.hand.at = if next < self.table.capacity() { next } else { next - self.table.capacity() };
     }
 
     /// Goes on through the table, if it had no room for a packet: removes what has expired or is closing, until it is
