@@ -117,9 +117,9 @@ fn interfaces_that_cannot_be_are_exit_code_2() {
 #[test]
 fn configuration_errors_show_the_line() {
     let folder = Folder::new();
-    let config = folder.file("x.toml", "lan = \"eth0\"\nmdoe = \"copy\"\n[conntrack]\nmax = -1\n");
-    let places = [format!("{config}:2:1"), format!("{config}:4:7")];
-    let wanted = ["unknown key `mdoe`; did you mean `mode`?", "mdoe = \"copy\"", "^^^^", "conntrack.max = -1"];
+    let config = folder.file("x.toml", "lan = \"eth0\"\nmdoe = \"copy\"\n[conntrack]\nnf_conntrack_max = -1\n");
+    let places = [format!("{config}:2:1"), format!("{config}:4:20")];
+    let wanted = ["unknown key `mdoe`; did you mean `mode`?", "mdoe = \"copy\"", "^^^^", "nf_conntrack_max = -1"];
     refused(&["--config", &config], 2, &[&wanted[..], &[&places[0], &places[1]]].concat());
     refused(&["--config", &folder.path("none.toml")], 2, &["none.toml: cannot read the file", "No such file"]);
     let binary = folder.path("binary.toml");

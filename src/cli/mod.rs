@@ -95,6 +95,9 @@ struct RunArgs {
     /// What an idle worker does: busy (looks again at once) or adaptive (sleeps) [default: busy]
     #[arg(long, value_name = "HOW")]
     poll: Option<Poll>,
+    /// Take over the conntrack settings that this machine has now (net.netfilter.nf_conntrack_*); those in the file win
+    #[arg(long)]
+    sysctl_from_kernel: bool,
     /// Serve Prometheus metrics at http://ADDR:PORT/metrics
     #[arg(long, value_name = "ADDR:PORT", value_parser = config::parse_metrics)]
     metrics: Option<SocketAddr>,
@@ -118,7 +121,8 @@ impl RunArgs {
             poll: self.poll.map(|poll| Placed::option("--poll", poll)),
             metrics: self.metrics.map(|address| Placed::option("--metrics", address)),
             control: self.control.map(|path| Placed::option("--control", path)),
-            conntrack: None,
+            sysctl_from_kernel: self.sysctl_from_kernel.then_some(true),
+            conntrack: Vec::new(),
         };
         (layer, self.config)
     }

@@ -136,11 +136,11 @@ impl Settings {
     pub fn check(&self) -> Result<(), String> {
         if self.max == 0 {
             return Err(
-                "conntrack: max = 0: the table has a fixed size; give the number of entries, e.g. 262144".into()
+                "nf_conntrack_max = 0: the table has a fixed size; give the number of entries, e.g. 262144".into()
             );
         }
         if self.max > Settings::MAX_LIMIT {
-            return Err(format!("conntrack: max = {}: more than {} entries", self.max, Settings::MAX_LIMIT));
+            return Err(format!("nf_conntrack_max = {}: more than {} entries", self.max, Settings::MAX_LIMIT));
         }
         Ok(())
     }

@@ -239,13 +239,13 @@ impl Conntrack {
         settings.check()?;
         if settings.max > self.capacity() {
             return Err(format!(
-                "conntrack: max = {}: the table was built for {}; restart to make it larger",
+                "nf_conntrack_max = {}: the table was built for {}; needs a restart to become larger",
                 settings.max,
                 self.capacity()
             ));
         }
         if settings.acct && self.counters.is_empty() {
-            return Err("conntrack: acct: counters were not allocated at start; restart to turn them on".into());
+            return Err("nf_conntrack_acct = 1: memory for counters is taken at start; needs a restart".into());
         }
         self.settings = settings;
         Ok(())

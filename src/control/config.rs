@@ -13,8 +13,6 @@ use std::str::FromStr;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-use crate::conntrack::Settings;
-
 mod file;
 #[cfg(test)]
 mod tests;
@@ -326,8 +324,10 @@ pub struct Layer {
     pub metrics: Option<Placed<SocketAddr>>,
     /// `control`.
     pub control: Option<Placed<PathBuf>>,
-    /// The `[conntrack]` table.
-    pub conntrack: Option<Settings>,
+    /// Whether the kernel's present conntrack sysctls are taken over.
+    pub sysctl_from_kernel: Option<bool>,
+    /// The `[conntrack]` table: sysctls by name, each allowed.
+    pub conntrack: Vec<(String, u64)>,
 }
 
 impl Layer {
@@ -344,7 +344,8 @@ impl Layer {
             poll: self.poll.or(below.poll),
             metrics: self.metrics.or(below.metrics),
             control: self.control.or(below.control),
-            conntrack: self.conntrack.or(below.conntrack),
+            sysctl_from_kernel: self.sysctl_from_kernel.or(below.sysctl_from_kernel),
+            conntrack: below.conntrack.into_iter().chain(self.conntrack).collect(),
         }
     }
 }
@@ -389,8 +390,10 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// The control socket.
     pub control: PathBuf,
-    /// Connection tracking's settings.
-    pub conntrack: Settings,
+    /// Whether the kernel's present conntrack sysctls are taken over, below those of the next field.
+    pub sysctl_from_kernel: bool,
+    /// Connection tracking's settings, by sysctl name; each is allowed.
+    pub conntrack: Vec<(String, u64)>,
 }
 
 impl Config {
@@ -427,7 +430,8 @@ impl Config {
             poll: all.poll.map(|placed| placed.value).unwrap_or_default(),
             metrics: all.metrics.map(|placed| placed.value),
             control: all.control.map_or_else(|| PathBuf::from(DEFAULT_CONTROL), |placed| placed.value),
-            conntrack: all.conntrack.unwrap_or_default(),
+            sysctl_from_kernel: all.sysctl_from_kernel.unwrap_or(false),
+            conntrack: all.conntrack,
         })
     }
 }

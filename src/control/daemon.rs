@@ -24,7 +24,9 @@ use super::config::{self, Config};
 use super::metrics;
 use super::netlink::{self, Netlink};
 use super::startup::{self, Failure, Ready};
+use super::sysctl;
 use super::table_full;
+use crate::conntrack::Settings;
 use crate::datapath::Shard;
 use crate::device::PortId;
 use crate::route::Neighbour;
@@ -166,6 +168,7 @@ fn pin(core: usize) {
 }
 
 async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Result<(), Failure> {
+    let settings = sysctl::at_start(config.sysctl_from_kernel, &config.conntrack)?;
     let control = ControlSocket::bind(&config.control)?;
     let listener = match config.metrics {
         Some(address) => Some(metrics::bind(address).await?),
@@ -187,7 +190,7 @@ async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Res
         v4: RuleVector::compile(&rulesets[0]),
         v6: RuleVector::compile(&rulesets[1]),
     }));
-    let (worker, handle) = build_worker(config, &mut edge, policy.clone(), routing.clone())?;
+    let (worker, handle) = build_worker(settings, &mut edge, policy.clone(), routing.clone())?;
     let Handle { line, mut logs, mut resolve } = handle;
     let facts = facts(config, core, &edge, &rulesets);
     let ready = ready(config, core, &edge, &rulesets);
@@ -268,7 +271,7 @@ const fn poll(config: &Config) -> Poll {
 }
 
 fn build_worker(
-    config: &Config,
+    settings: Settings,
     edge: &mut Edge,
     policy: Arc<ArcSwap<Policy>>,
     routing: Arc<ArcSwap<Routing>>,
@@ -279,7 +282,7 @@ fn build_worker(
         mailbox().map_err(|error| Failure::Running(format!("cannot make the worker's mailbox: {error}")))?;
     let devices = PortId::ALL.into_iter().zip(queues.ports);
     let devices = devices.flat_map(|(port, queues)| queues.into_iter().map(move |queue| (port, queue)));
-    let shard = Shard::new(config.conntrack.clone(), secret()?, &policy.load());
+    let shard = Shard::new(settings, secret()?, &policy.load());
     tracing::info!("connection table: {}", shard.conntrack.memory());
     let parts = Parts { devices: devices.collect(), pool: queues.pool, host, shard, policy, routing, mailbox };
     Ok((Worker::new(parts), handle))

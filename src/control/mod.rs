@@ -10,4 +10,5 @@ pub mod metrics;
 pub mod netlink;
 pub mod startup;
 pub mod stats;
+pub mod sysctl;
 pub mod table_full;

@@ -7,11 +7,24 @@ use std::str::FromStr;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{ConfigErrors, Layer, Place, Placed, Settings, Source, Workers};
+use super::{ConfigErrors, Layer, Place, Placed, Source, Workers};
+use crate::control::sysctl::{self, Setting};
 
 /// The names of the top level.
-pub(super) const TOP: &[&str] =
-    &["lan", "wan", "rules", "rules6", "mode", "workers", "cores", "poll", "metrics", "control", "conntrack"];
+pub(super) const TOP: &[&str] = &[
+    "lan",
+    "wan",
+    "rules",
+    "rules6",
+    "mode",
+    "workers",
+    "cores",
+    "poll",
+    "metrics",
+    "control",
+    "sysctl_from_kernel",
+    "conntrack",
+];
 
 /// The layer that `source` makes.
 pub(super) fn read(source: &Source) -> Result<Layer, ConfigErrors> {
@@ -61,14 +74,21 @@ fn entry(layer: &mut Layer, key: &Spanned<impl AsRef<str>>, value: &Spanned<DeVa
             }
             layer.workers = workers.or(layer.workers.take());
         }
+        "sysctl_from_kernel" => match value.get_ref().as_bool() {
+            Some(on) => layer.sysctl_from_kernel = Some(on),
+            None => errors.add(
+                &Place::File(value.span()),
+                format!("sysctl_from_kernel = {}: allowed: true or false", shown(value.get_ref())),
+            ),
+        },
         "conntrack" => match value.get_ref().as_table() {
-            Some(table) => layer.conntrack = Some(conntrack(table, errors)),
+            Some(table) => layer.conntrack = conntrack(table, errors),
             None => errors.add(
                 &Place::File(value.span()),
                 format!("conntrack is a {}; allowed: a table, `[conntrack]`", value.get_ref().type_str()),
             ),
         },
-        unknown => unknown_key(unknown, "", TOP.iter().copied(), key.span(), errors),
+        unknown => unknown_key(unknown, TOP.iter().copied(), key.span(), errors),
     }
 }
 
@@ -152,44 +172,31 @@ fn whole(value: &DeValue<'_>) -> Option<i64> {
     i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()
 }
 
-/// The longest time-out, in seconds: what the sysctls take on a kernel with 1000 ticks a second.
-const MAX_SECONDS: u64 = 2_147_483;
-
-/// The `[conntrack]` table: the fields of [`Settings`], which have the sysctls' own names.
-fn conntrack(table: &DeTable<'_>, errors: &mut ConfigErrors) -> Settings {
-    let defaults = serde_json::to_value(Settings::default());
-    let serde_json::Value::Object(mut fields) = defaults.expect("plain fields") else {
-        unreachable!("a struct is an object")
-    };
-    let names: Vec<String> = fields.keys().cloned().collect();
-    for (key, value) in table {
+/// The `[conntrack]` table: settings under the sysctls' own names.
+fn conntrack(table: &DeTable<'_>, errors: &mut ConfigErrors) -> Vec<(String, u64)> {
+    let mut values = Vec::new();
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    for (key, value) in entries {
         let name = key.get_ref().as_ref();
-        let Some(field) = fields.get_mut(name) else {
-            unknown_key(name, "conntrack.", names.iter().map(String::as_str), key.span(), errors);
-            continue;
+        let setting = match Setting::find(name) {
+            Ok(setting) => setting,
+            Err(wrong) => {
+                errors.add(&Place::File(key.span()), format!("[conntrack]: {wrong}"));
+                continue;
+            }
         };
+        let switch = value.get_ref().as_bool().filter(|_| setting.is_switch()).map(u64::from);
         let number = whole(value.get_ref()).and_then(|number| u64::try_from(number).ok());
-        let (allowed, new) = if field.is_boolean() {
-            let on = value.get_ref().as_bool().or(number.filter(|&number| number <= 1).map(|number| number == 1));
-            ("true or false".to_owned(), on.map(serde_json::Value::from))
-        } else {
-            let (least, most) = match name {
-                "max" => (1, Settings::MAX_LIMIT as u64),
-                "tcp_max_retrans" => (0, u64::from(u8::MAX)),
-                _ => (1, MAX_SECONDS),
-            };
-            let fits = number.filter(|number| (least..=most).contains(number));
-            (format!("a whole number from {least} to {most}"), fits.map(serde_json::Value::from))
-        };
-        match new {
-            Some(new) => *field = new,
+        match switch.or(number).filter(|&number| setting.allows(number)) {
+            Some(number) => values.push((name.to_owned(), number)),
             None => {
-                let found = shown(value.get_ref());
-                errors.add(&Place::File(value.span()), format!("conntrack.{name} = {found}: allowed: {allowed}"));
+                let (found, allowed) = (shown(value.get_ref()), setting.allowed());
+                errors.add(&Place::File(value.span()), format!("{name} = {found}: allowed: {allowed}"));
             }
         }
     }
-    serde_json::from_value(serde_json::Value::Object(fields)).expect("every value has been checked")
+    values
 }
 
 /// A value as a message shows it.
@@ -205,38 +212,13 @@ fn shown(value: &DeValue<'_>) -> String {
 
 fn unknown_key<'k>(
     name: &str,
-    table: &str,
     known: impl Iterator<Item = &'k str> + Clone,
     span: Range<usize>,
     errors: &mut ConfigErrors,
 ) {
-    let hint = match nearest(name, known.clone()) {
-        Some(near) => format!("; did you mean `{table}{near}`?"),
+    let hint = match sysctl::nearest(name, known.clone()) {
+        Some(near) => format!("; did you mean `{near}`?"),
         None => format!("; allowed: {}", known.collect::<Vec<_>>().join(", ")),
     };
-    errors.add(&Place::File(span), format!("unknown key `{table}{name}`{hint}"));
-}
-
-/// The known name that takes the fewest edits to make from `name`, if few enough that it was probably meant.
-fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    let name = name.to_lowercase().replace('-', "_");
-    let name = name.strip_prefix("nf_conntrack_").unwrap_or(&name);
-    let limit = if name.chars().count() < 4 { 1 } else { (name.chars().count() / 3).max(2) };
-    known.map(|word| (edits(name, word), word)).filter(|&(edits, _)| edits <= limit).min().map(|(_, word)| word)
-}
-
-/// Levenshtein distance in characters. The names compared are short: a long one is cut.
-fn edits(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (line, from) in from.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = line + 1;
-        for (column, &to) in to.iter().enumerate() {
-            let cost = diagonal + usize::from(from != to);
-            diagonal = row[column + 1];
-            row[column + 1] = cost.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[to.len()]
+    errors.add(&Place::File(span), format!("unknown key `{name}`{hint}"));
 }

@@ -1,4 +1,6 @@
 use super::*;
+use crate::conntrack::Settings;
+use crate::control::sysctl;
 
 fn layer(text: &str) -> Result<Layer, String> {
     Source { name: "x.toml".into(), text: text.into() }.layer().map_err(|errors| errors.to_string())
@@ -26,7 +28,8 @@ fn says(message: &str, parts: &[&str]) {
 fn a_whole_file_is_read() {
     let config = config(
         "lan = \"eth0\"\nwan = 'eth1'\nrules = \"/etc/r4\"\nrules6 = \"/etc/r6\"\nmode = \"zero-copy\"\ncores = \"2,4-5\"\n\
-         poll = \"adaptive\"\nmetrics = \"[::1]:9630\"\ncontrol = \"/tmp/x.sock\"\n[conntrack]\nmax = 1_000\nchecksum = false\n",
+         poll = \"adaptive\"\nmetrics = \"[::1]:9630\"\ncontrol = \"/tmp/x.sock\"\nsysctl_from_kernel = true\n\
+         [conntrack]\nnf_conntrack_max = 1_000\nnf_conntrack_checksum = false\n",
     )
     .expect("a good file");
     assert_eq!((config.lan.as_str(), config.wan.as_str()), ("eth0", "eth1"));
@@ -35,19 +38,17 @@ fn a_whole_file_is_read() {
     assert_eq!(config.workers, Workers::Cores("2,4,5".parse().expect("a list")));
     assert_eq!(config.metrics, Some("[::1]:9630".parse().expect("an address")));
     assert_eq!(config.control, PathBuf::from("/tmp/x.sock"));
-    assert_eq!(config.conntrack, Settings { max: 1000, checksum: false, ..Settings::default() });
+    assert!(config.sysctl_from_kernel);
+    assert_eq!(config.conntrack, [("nf_conntrack_max".to_owned(), 1000), ("nf_conntrack_checksum".to_owned(), 0)]);
 }
 
 #[test]
 fn every_conntrack_setting_takes_its_default_and_nothing_of_another_kind() {
-    let serde_json::Value::Object(fields) = serde_json::to_value(Settings::default()).expect("plain") else {
-        panic!("a struct is an object")
-    };
-    for (name, value) in &fields {
-        let settings = layer(&format!("[conntrack]\n{name} = {value}")).expect("the default").conntrack;
-        assert_eq!(settings, Some(Settings::default()));
+    for (name, value) in sysctl::values(&Settings::default()) {
+        let given = layer(&format!("[conntrack]\n{name} = {value}")).expect("the default").conntrack;
+        assert_eq!(given, [(name.clone(), value)]);
         for other in ["-1", "'x'", "1.5", "99999999999"] {
-            says(&wrong(&format!("[conntrack]\n{name} = {other}")), &[&format!("conntrack.{name} = "), "allowed: "]);
+            says(&wrong(&format!("[conntrack]\n{name} = {other}")), &[&format!("{name} = "), "allowed: "]);
         }
     }
 }
@@ -67,11 +68,13 @@ fn the_example_file_shows_every_name_and_the_defaults() {
     assert_eq!((plain.lan.as_str(), plain.wan.as_str()), ("eth0", "eth1"));
     assert_eq!(full.rules, Some("/etc/xrouter/rules.v4".into()));
     assert_eq!(full.metrics, Some("127.0.0.1:9630".parse().expect("an address")));
-    let Config { lan, wan, mode, poll, control, conntrack, .. } = plain;
+    let Config { lan, wan, mode, poll, control, sysctl_from_kernel, .. } = plain;
     assert_eq!(
-        (lan, wan, mode, poll, control, conntrack),
-        (full.lan, full.wan, full.mode, full.poll, full.control, full.conntrack)
+        (lan, wan, mode, poll, control, sysctl_from_kernel),
+        (full.lan, full.wan, full.mode, full.poll, full.control, full.sysctl_from_kernel)
     );
+    let defaults = sysctl::values(&Settings::default());
+    assert!(full.conntrack.len() > 5 && full.conntrack.iter().all(|given| defaults.contains(given)));
     for name in file::TOP {
         assert!(example.contains(&format!("{name} = ")) || example.contains(&format!("[{name}]")), "no {name}");
     }
@@ -82,7 +85,7 @@ fn the_least_file_gets_the_defaults() {
     let config = config("lan = 'a'\nwan = 'b'").expect("a good file");
     assert_eq!((config.mode, config.poll, config.workers), (Mode::Auto, Poll::Busy, Workers::Auto));
     assert_eq!((config.metrics, config.control), (None, PathBuf::from(DEFAULT_CONTROL)));
-    assert_eq!(config.conntrack, Settings::default());
+    assert_eq!((config.sysctl_from_kernel, config.conntrack), (false, Vec::new()));
 }
 
 #[test]
@@ -104,13 +107,11 @@ fn unknown_keys_are_named_with_place_and_nearest() {
     says(&wrong("lan = 'a'\n\nruels = 'x'\n"), &["unknown key `ruels`; did you mean `rules`?", "x.toml:3:1"]);
     says(&wrong("zebra = 1"), &["unknown key `zebra`; allowed: lan, wan, rules"]);
     says(
-        &wrong("[conntrack]\n  tcp_timeout_establishd = 5"),
-        &[
-            "unknown key `conntrack.tcp_timeout_establishd`; did you mean `conntrack.tcp_timeout_established`?",
-            "x.toml:2:3",
-        ],
+        &wrong("[conntrack]\n  nf_conntrack_tcp_timeout_establishd = 5"),
+        &["nf_conntrack_tcp_timeout_establishd", "did you mean `nf_conntrack_tcp_timeout_established`?", "x.toml:2:3"],
     );
-    says(&wrong("[conntrack]\nnf_conntrack_max = 5"), &["did you mean `conntrack.max`?"]);
+    says(&wrong("[conntrack]\nmax = 5"), &["did you mean `nf_conntrack_max`?"]);
+    says(&wrong("[conntrack]\nnf_conntrack_buckets = 5"), &["has no meaning here"]);
     says(&wrong("[conntrak]\nmax = 5"), &["did you mean `conntrack`?", "x.toml:1:2"]);
 }
 
@@ -145,9 +146,10 @@ fn values_that_are_not_allowed_say_what_is() {
     says(&wrong("rules = ''"), &["rules = \"\"", "path is empty"]);
     says(&wrong(&format!("control = '/{}'", "x".repeat(200))), &["201 bytes", "at most 107"]);
     says(&wrong("conntrack = 1"), &["allowed: a table, `[conntrack]`"]);
-    says(&wrong("[conntrack]\nmax = 0"), &["conntrack.max = 0", "from 1 to", "x.toml:2:7"]);
-    says(&wrong("[conntrack]\nchecksum = 2"), &["conntrack.checksum = 2", "true or false"]);
-    says(&wrong("[conntrack]\nudp_timeout = '30s'"), &["conntrack.udp_timeout = \"30s\""]);
+    says(&wrong("[conntrack]\nnf_conntrack_max = 0"), &["nf_conntrack_max = 0", "from 1 to", "x.toml:2:20"]);
+    says(&wrong("[conntrack]\nnf_conntrack_checksum = 2"), &["nf_conntrack_checksum = 2", "true or false"]);
+    says(&wrong("[conntrack]\nnf_conntrack_udp_timeout = '30s'"), &["nf_conntrack_udp_timeout = \"30s\""]);
+    says(&wrong("sysctl_from_kernel = 'yes'"), &["sysctl_from_kernel = \"yes\"", "true or false"]);
 }
 
 #[test]
