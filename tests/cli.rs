@@ -2,17 +2,21 @@
 //!
 //! The verbs that talk to a daemon are held against the real control socket with a backend of a few connections.
 
+mod daemon;
+#[path = "../src/conntrack/testing.rs"]
+mod testing;
+
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
 
-use xrouter::conntrack::{ConnView, CtStatus, StateView, TupleView};
-use xrouter::control::api::{Backend, BackendError, ControlSocket, Cursor};
-use xrouter::control::stats::{Drops, SCHEMA, StatsReport, WorkerReport};
-use xrouter::verdict::{DropCounters, DropReason};
-use xrouter::wire::Family;
+use daemon::Daemon;
+use xrouter::conntrack::{Conntrack, Settings, Tuple};
+use xrouter::device::PortId;
+use xrouter::packet::Packet;
+use xrouter::time::Instant;
+use xrouter::verdict::DropReason;
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xrouter"));
@@ -144,7 +148,7 @@ fn the_command_line_wins_over_the_file() {
 fn no_daemon_is_exit_code_4() {
     let folder = Folder::new();
     let nobody = folder.path("nobody.sock");
-    for verb in [&["stats"][..], &["stats", "-j"], &["conntrack", "-L"]] {
+    for verb in [&["stats"][..], &["stats", "-j"], &["conntrack", "-L"], &["conntrack", "-E"], &["sysctl", "-a"]] {
         let wanted = [nobody.as_str(), "no xrouter listens", "xrouter --lan IF --wan IF"];
         refused(&[verb, &["--control", &nobody]].concat(), 4, &wanted);
     }
@@ -152,90 +156,32 @@ fn no_daemon_is_exit_code_4() {
     refused(&["stats", "--control", &file], 4, &[&file]);
 }
 
-/// A daemon's control socket with this many connections, served until the value is dropped.
-struct Daemon {
-    path: String,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-    _folder: Folder,
-}
-
-struct Fake(u16);
-
-impl Backend for Fake {
-    type Conn = ConnView;
-
-    async fn stats(&self) -> Result<StatsReport, BackendError> {
-        let mut drops = DropCounters::default();
-        drops.count(DropReason::PolicyDrop);
-        let worker = WorkerReport { drops: Drops::from(&drops), ..WorkerReport::default() };
-        Ok(StatsReport { schema: SCHEMA, mode: "copy".into(), workers: vec![worker], ..StatsReport::default() })
-    }
-
-    async fn conntrack(&self, cursor: Cursor) -> Result<(Vec<ConnView>, Option<Cursor>), BackendError> {
-        let end = usize::from(self.0).min(cursor.position + 100);
-        let conns = (cursor.position..end).map(|n| conn(n as u16)).collect();
-        Ok((conns, (end < usize::from(self.0)).then_some(Cursor { worker: 0, position: end })))
-    }
-
-    async fn rules_text(&self, _: Family) -> Result<String, BackendError> {
-        Ok(String::new())
-    }
-}
-
-fn conn(number: u16) -> ConnView {
+/// A daemon with this many TCP connections from 10.0.0.1 to 1.1.1.1 port 80, open and answered; their source ports count
+/// from 1.
+fn daemon(name: &str, count: u16) -> Daemon {
+    let mut table = Conntrack::new(Settings { max: 65_536, ..Settings::default() }, [1, 2]);
+    let now = Instant::from_secs(1000);
     let (inside, outside) = ([10, 0, 0, 1].into(), [1, 1, 1, 1].into());
-    ConnView {
-        family: 2,
-        proto: 6,
-        timeout: 299,
-        state: Some(StateView::Established),
-        original: TupleView { src: inside, dst: outside, sport: number, dport: 80 },
-        reply: TupleView { src: outside, dst: inside, sport: 80, dport: number },
-        counters: None,
-        status: CtStatus::SEEN_REPLY.with(CtStatus::ASSURED).0,
-        mark: 0,
-        zone: 0,
-        id: 1,
+    let mut track = |src, dst, sport, dport, flags, seq, ack| {
+        let flags = testing::flags(flags);
+        let segment = testing::Segment { sport, dport, seq, ack, flags, window: 8192, options: vec![], payload: 0 };
+        let frame = testing::frame(testing::ANY_HOP, &testing::ip(src, dst, 6, &segment.bytes()));
+        let packet = Packet::parse(&frame, PortId::LAN, true).expect("a sound packet");
+        let hash = table.hash(&Tuple::of(&packet));
+        let tracked = table.track(&packet, &frame, hash, now).expect("room");
+        table.confirm(&tracked, now).expect("room");
+    };
+    for port in 1..=count {
+        track(inside, outside, port, 80, "S", 7, 0);
+        track(outside, inside, 80, port, "SA", 77, 8);
+        track(inside, outside, port, 80, "A", 8, 78);
     }
-}
-
-impl Daemon {
-    fn start(conns: u16) -> Daemon {
-        let folder = Folder::new();
-        let path = folder.path("run/xrouter.sock");
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let (ready, wait) = mpsc::channel();
-        let at = path.clone();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async {
-                let socket = ControlSocket::bind(Path::new(&at)).expect("a free path");
-                ready.send(()).expect("somebody waits");
-                let backend = Fake(conns);
-                tokio::select! {
-                    () = socket.serve(&backend) => {}
-                    _ = stopped => {}
-                }
-            });
-        });
-        wait.recv().expect("it listens");
-        Daemon { path, stop: Some(stop), thread: Some(thread), _folder: folder }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+    Daemon::start(name, table, now)
 }
 
 #[test]
 fn stats_are_shown_for_people_and_for_programs() {
-    let daemon = Daemon::start(0);
+    let daemon = daemon("stats", 0);
     let (code, stdout, stderr) = xrouter(&["stats", "--control", &daemon.path]);
     assert_eq!((code, stderr.as_str()), (0, ""));
     assert!(stdout.contains("drops        1 packet") && stdout.contains("policy_drop"), "{stdout}");
@@ -251,19 +197,18 @@ fn stats_are_shown_for_people_and_for_programs() {
 
 #[test]
 fn connections_are_listed_as_conntrack_does() {
-    let daemon = Daemon::start(250);
+    let daemon = daemon("list", 250);
     let (code, stdout, stderr) = xrouter(&["conntrack", "-L", "--control", &daemon.path]);
     assert_eq!(code, 0);
     assert_eq!(stderr, format!("xrouter v{}: 250 flow entries have been shown.\n", env!("CARGO_PKG_VERSION")));
     let lines: Vec<_> = stdout.lines().collect();
     assert_eq!(lines.len(), 250);
-    assert_eq!(
-        lines[249],
-        "tcp      6 299 ESTABLISHED src=10.0.0.1 dst=1.1.1.1 sport=249 dport=80 src=1.1.1.1 dst=10.0.0.1 sport=80 \
-         dport=249 [ASSURED] mark=0 use=1"
-    );
+    let wanted = "tcp      6 432000 ESTABLISHED src=10.0.0.1 dst=1.1.1.1 sport=249 dport=80 src=1.1.1.1 dst=10.0.0.1 \
+                  sport=80 dport=249 [ASSURED] mark=0 use=1";
+    assert!(lines.contains(&wanted), "{stdout}");
     let list = |args: &[&str]| xrouter(&[&["conntrack", "-L", "--control", &daemon.path], args].concat());
-    assert!(list(&["-o", "extended"]).1.starts_with("ipv4     2 tcp      6 299 ESTABLISHED src="));
+    assert!(list(&["-o", "extended"]).1.starts_with("ipv4     2 tcp      6 432000 ESTABLISHED src="));
+    assert!(list(&["--proc"]).1.lines().all(|line| line.ends_with(" [ASSURED] mark=0 zone=0 use=2")));
     let json: serde_json::Value =
         serde_json::from_str(list(&["-o", "json"]).1.lines().next().expect("a line")).expect("JSON");
     assert_eq!((&json["proto"], &json["original"]["dport"]), (&"tcp".into(), &80.into()));
@@ -272,6 +217,7 @@ fn connections_are_listed_as_conntrack_does() {
         (&["-f", "ipv4", "-p", "tcp", "-s", "10.0.0.0/8", "-d", "1.1.1.1"], 250),
         (&["-p", "17"], 0),
         (&["-d", "10.0.0.1"], 0),
+        (&["-p", "tcp", "--sport", "7", "--state", "established", "-u", "ASSURED"], 1),
     ] {
         let (code, stdout, stderr) = list(args);
         assert_eq!((code, stdout.lines().count()), (0, count), "{args:?}");
@@ -280,8 +226,97 @@ fn connections_are_listed_as_conntrack_does() {
 }
 
 #[test]
+fn connections_are_got_counted_and_deleted() {
+    let daemon = daemon("delete", 250);
+    let conntrack = |args: &[&str]| xrouter(&[&["conntrack", "--control", &daemon.path], args].concat());
+    let tool = format!("xrouter v{}: ", env!("CARGO_PKG_VERSION"));
+    assert_eq!(conntrack(&["-C"]), (0, "250\n".into(), String::new()));
+    let (code, stdout, _) = conntrack(&["-S"]);
+    let counters = "cpu=0   \tfound=0 invalid=0 insert=250 insert_failed=0 drop=0 early_drop=0 error=0 search_restart=0 \
+                    clash_resolve=0 chaintoolong=0 \n";
+    assert_eq!((code, stdout.as_str()), (0, counters));
+    let tuple = ["-p", "tcp", "-s", "10.0.0.1", "-d", "1.1.1.1", "--dport", "80", "--sport"];
+    let (code, stdout, stderr) = conntrack(&[&["-G"], &tuple[..], &["5"]].concat());
+    assert_eq!((code, stderr), (0, format!("{tool}1 flow entries have been shown.\n")));
+    assert!(stdout.contains("sport=5 ") && stdout.ends_with(" mark=0 use=2\n"), "{stdout}");
+    let (code, stdout, stderr) = conntrack(&[&["-G"], &tuple[..], &["500"]].concat());
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert_eq!(stderr, format!("{tool}Operation failed: such conntrack doesn't exist\n"));
+    let (code, stdout, stderr) = conntrack(&[&["-D"], &tuple[..], &["5"]].concat());
+    assert_eq!((code, stderr), (0, format!("{tool}1 flow entries have been deleted.\n")));
+    assert!(stdout.contains("sport=5 ") && stdout.ends_with(" mark=0 use=1\n"), "{stdout}");
+    let (code, stdout, stderr) = conntrack(&[&["-D"], &tuple[..], &["5"]].concat());
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert_eq!(stderr, format!("{tool}0 flow entries have been deleted.\n"));
+    assert_eq!(conntrack(&["-C"]).1, "249\n");
+    let emptied = format!("{tool}connection tracking table has been emptied.\n");
+    assert_eq!(conntrack(&["-F"]), (0, String::new(), emptied));
+    assert_eq!(conntrack(&["-C"]).1, "0\n");
+}
+
+#[test]
+fn settings_are_shown_and_changed_as_sysctl_does() {
+    let daemon = daemon("sysctl", 3);
+    let sysctl = |args: &[&str]| xrouter(&[&["sysctl", "--control", &daemon.path], args].concat());
+    let (code, all, _) = sysctl(&["-a"]);
+    assert_eq!((code, all.lines().count()), (0, xrouter::control::sysctl::values(&Settings::default()).len() + 1));
+    assert!(all.contains("net.netfilter.nf_conntrack_max = 65536\n"), "{all}");
+    assert!(all.contains("net.netfilter.nf_conntrack_count = 3\n"), "{all}");
+    let changed = "net.netfilter.nf_conntrack_max = 1000\nnet.netfilter.nf_conntrack_tcp_loose = 0\n";
+    let (code, stdout, _) =
+        sysctl(&["-w", "net.netfilter.nf_conntrack_max=1000", "net/netfilter/nf_conntrack_tcp_loose=0"]);
+    assert_eq!((code, stdout.as_str()), (0, changed));
+    assert_eq!(sysctl(&["-n", "nf_conntrack_max"]).1, "1000\n");
+    let control = ["sysctl", "--control", &daemon.path];
+    refused(
+        &[&control[..], &["nf_conntrack_udp_timeout_steam"]].concat(),
+        2,
+        &["did you mean `nf_conntrack_udp_timeout_stream`?"],
+    );
+    refused(
+        &[&control[..], &["nf_conntrack_udp_timeout=0"]].concat(),
+        2,
+        &["nf_conntrack_udp_timeout = 0", "from 1 to"],
+    );
+    refused(&[&control[..], &["nf_conntrack_count=0"]].concat(), 2, &["cannot be set"]);
+    refused(&[&control[..], &["-w", "nf_conntrack_max"]].concat(), 2, &["NAME=VALUE"]);
+    refused(&[&control[..], &["nf_conntrack_max=70000"]].concat(), 1, &["built for 65536", "needs a restart"]);
+    refused(&[&control[..], &["nf_conntrack_acct=1", "nf_conntrack_max=5"]].concat(), 1, &["needs a restart"]);
+    assert_eq!(sysctl(&["-n", "nf_conntrack_max"]).1, "1000\n", "all or none");
+}
+
+#[test]
+fn what_conntrack_cannot_do_here_says_why() {
+    for (args, part) in [
+        (&["-I"][..], "made and changed by packets and rules only"),
+        (&["-U", "-p", "tcp"], "made and changed by packets and rules only"),
+        (&["-L", "-z"], "cannot be set back"),
+        (&["-L", "expect"], "no helpers yet"),
+        (&["-L", "dying"], "there is no other"),
+        (&["-L", "foo"], "unknown table `foo`"),
+        (&["-L", "-D"], "cannot be used with"),
+        (&["-C", "-p", "udp"], "a filter has no meaning with -C"),
+        (&["-F", "-s", "1.2.3.4"], "-D deletes what filters let through"),
+        (&["-L", "-e", "NEW"], "--event-mask has no meaning with -L"),
+        (&["-E", "-e", "FOO"], "`FOO` is no kind of event"),
+        (&["-L", "-o", "foo"], "extended"),
+        (&["-L", "--sport", "4"], "need -p tcp, udp, udplite or sctp"),
+        (&["-L", "-p", "tcp", "--state", "FOO"], "SYN_SENT"),
+        (&["-L", "-u", "FOO"], "ASSURED"),
+        (&["-L", "-m", "foo"], "MARK/MASK"),
+        (&["-L", "-f", "ipv4", "-s", "fd01::2"], "mismatched address family"),
+        (&["-L", "-s", "1.2.3.4", "--mask-src", "ffff::"], "another IP version"),
+        (&["-G"], "needs --proto"),
+        (&["-G", "-p", "udp", "-s", "1.2.3.4", "-d", "1.2.3.5", "--sport", "1"], "needs --sport and --dport"),
+        (&["-G", "-p", "50", "-s", "1.2.3.4", "-d", "1.2.3.5", "-m", "1"], "-L has the other filters"),
+    ] {
+        refused(&[&["conntrack"], args].concat(), 2, &[part]);
+    }
+}
+
+#[test]
 fn a_closed_pipe_is_no_failure() {
-    let daemon = Daemon::start(20_000);
+    let daemon = daemon("pipe", 20_000);
     let mut child = command(&["conntrack", "-L", "--control", &daemon.path])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

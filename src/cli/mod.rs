@@ -19,6 +19,7 @@ mod replay;
 mod rules;
 mod run;
 mod stats;
+mod sysctl;
 mod version;
 
 pub use replay::{ReplayCore, ReplayTotals};
@@ -36,6 +37,8 @@ Examples:
       xrouter rules check /etc/iptables/rules.v4
       xrouter stats
       xrouter conntrack -L -p tcp -s 192.168.1.0/24
+  Change a setting of a running router, as sysctl(8) would:
+      xrouter sysctl -w net.netfilter.nf_conntrack_udp_timeout=60
 
 Exit codes:
   0  done
@@ -134,8 +137,10 @@ enum Verb {
     Rules(rules::RulesArgs),
     /// Show a running router's counters: drops by reason first
     Stats(stats::StatsArgs),
-    /// List a running router's connections, as conntrack(8) does
-    Conntrack(conntrack::ConntrackArgs),
+    /// List, delete and watch a running router's connections, as conntrack(8) does
+    Conntrack(Box<conntrack::ConntrackArgs>),
+    /// Show and change a running router's conntrack settings, as sysctl(8) does
+    Sysctl(sysctl::SysctlArgs),
     /// Run captured packets through rules and connection tracking; needs no privileges
     Replay(replay::ReplayArgs),
     /// Print the version
@@ -165,6 +170,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Rules(args)) => rules::run(args),
         Some(Verb::Stats(args)) => stats::run(&args),
         Some(Verb::Conntrack(args)) => conntrack::run(&args),
+        Some(Verb::Sysctl(args)) => sysctl::run(&args),
         Some(Verb::Replay(args)) => replay::run(&args),
         Some(Verb::Version) => version::run(),
     };

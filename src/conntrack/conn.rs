@@ -12,7 +12,9 @@
 //! Only the original tuple is stored: the reply tuple is its inverse. `nat` is reserved for the number of a record that
 //! says otherwise.
 
-use super::tcp::TcpRecord;
+use super::list::StateView;
+use super::sctp::SctpState;
+use super::tcp::{TcpRecord, TcpState};
 use super::tuple::{CtStatus, Direction, Tuple};
 use crate::time::Instant;
 use crate::wire::{Addr, Family, proto};
@@ -46,7 +48,7 @@ pub struct Conn {
     pub(super) dport: u16,
     pub(super) zone: u16,
     pub(super) proto: u8,
-    /// [`Conn::COUNTED`], [`Conn::FIXED_TIMEOUT`], [`Conn::V6`].
+    /// [`Conn::COUNTED`], [`Conn::FIXED_TIMEOUT`], [`Conn::CHANGED`], [`Conn::MOVED`], [`Conn::V6`].
     pub(super) flags: u8,
     pub(super) expires: Instant,
     pub(super) status: CtStatus,
@@ -70,6 +72,10 @@ impl Conn {
     pub(super) const COUNTED: u8 = 1;
     /// Its timeout is not renewed by packets (Linux's IPS_FIXED_TIMEOUT).
     pub(super) const FIXED_TIMEOUT: u8 = 2;
+    /// Its status has changed, and no event has told so yet.
+    pub(super) const CHANGED: u8 = 4;
+    /// Its protocol's state has changed, and no event has told so yet.
+    pub(super) const MOVED: u8 = 8;
     /// It is of IPv6.
     const V6: u8 = 0x80;
 
@@ -159,6 +165,15 @@ impl Conn {
     #[inline]
     pub fn is_expired(&self, now: Instant) -> bool {
         self.expires <= now
+    }
+
+    /// The protocol's state as listed, where it has one.
+    pub(super) fn state_view(&self) -> Option<StateView> {
+        match self.proto {
+            proto::TCP => Some(TcpState::of(self).view()),
+            proto::SCTP => Some(SctpState::of(self).view()),
+            _ => None,
+        }
     }
 
     /// Status bits.

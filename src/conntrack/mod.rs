@@ -2,11 +2,15 @@
 //!
 //! [`Conntrack`] is one shard's tracker: [`Conntrack::track`] classifies a packet, [`Conntrack::confirm`] makes its
 //! connection visible once the packet may leave, [`Conntrack::expire`] forgets. Behind it: `table` finds connections by
-//! tuple, `wheel` knows when to look at them again, and `tcp`, `udp`, `icmp`, `sctp`, `generic` know the protocols.
+//! tuple, `wheel` knows when to look at them again, and `tcp`, `udp`, `icmp`, `sctp`, `generic` know the protocols. What
+//! an operator sees is a [`ConnView`] (`list`), chosen by a [`ConnFilter`] and written by `text`, `xml`, `json`.
 
 mod conn;
+mod event;
+mod filter;
 mod generic;
 mod icmp;
+mod json;
 mod list;
 mod sctp;
 mod settings;
@@ -14,13 +18,19 @@ mod table;
 mod tcp;
 #[cfg(test)]
 mod testing;
+mod text;
 mod tracker;
 mod tuple;
 mod udp;
 mod wheel;
+mod xml;
 
 pub use conn::{Conn, ConnId};
-pub use list::{ConnView, Counter, LineOptions, StateView, TupleView, protocol_name};
+pub use event::{Event, EventKind, EventMask};
+pub use filter::{ConnFilter, Masked, Network, TupleFilter};
+pub use list::{ConnView, Counter, StateView, TupleView, protocol_name};
 pub use settings::Settings;
+pub use text::LineOptions;
 pub use tracker::{ConnRef, Conntrack, Memory, Statistics, Tracked};
 pub use tuple::{CtInfo, CtStatus, Direction, Tuple};
+pub use xml::{XML_HEAD, XML_TAIL};

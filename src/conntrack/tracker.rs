@@ -8,7 +8,8 @@
 //!
 //! Differences from Linux, all wanted: when the table is full, one connection goes for each new one, not a whole bucket
 //! of them, it goes only when the rules have let the new one pass, and which one goes is not left to chance (`eviction`
-//! says more); an insertion cannot clash with another processor's.
+//! says more); an insertion cannot clash with another processor's. DESTROY events are told when a connection is removed,
+//! which here is soon after it timed out, in Linux within a minute.
 
 mod eviction;
 
@@ -17,8 +18,9 @@ use core::fmt;
 use eviction::Hand;
 
 use super::conn::{Conn, ConnId, Prepared, UNLINKED};
+use super::event::{Event, EventKind, Recorder};
 use super::icmp::{self, Message};
-use super::list::{ConnView, Counter};
+use super::list::{ConnView, Counter, StateView};
 use super::settings::Settings;
 use super::table::Table;
 use super::tcp::TcpRecord;
@@ -28,7 +30,7 @@ use super::{generic, sctp, tcp, udp};
 use crate::packet::Packet;
 use crate::time::{Instant, SECOND_NS};
 use crate::verdict::DropReason;
-use crate::wire::{Family, proto};
+use crate::wire::{Family, proto, tcp as tcp_flags};
 
 /// What a protocol makes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -199,6 +201,7 @@ pub struct Conntrack {
     /// By record number; empty unless `acct` was on at start.
     counters: Vec<[Counter; 2]>,
     statistics: Statistics,
+    events: Recorder,
 }
 
 impl Conntrack {
@@ -222,6 +225,7 @@ impl Conntrack {
             relief: None,
             counters,
             statistics: Statistics::default(),
+            events: Recorder::new(),
         }
     }
 
@@ -354,8 +358,13 @@ impl Conntrack {
     /// # Errors
     /// The packet is to be dropped: another connection has taken the tuple, or the index has no room.
     pub fn confirm(&mut self, tracked: &Tracked, now: Instant) -> Result<(), DropReason> {
-        if tracked.conn != ConnRef::Prepared {
-            return Ok(());
+        match tracked.conn {
+            ConnRef::Prepared => {}
+            ConnRef::Confirmed(id) if self.events.is_on() => {
+                self.tell_changes(id, now);
+                return Ok(());
+            }
+            ConnRef::Confirmed(_) | ConnRef::None => return Ok(()),
         }
         let Some(mut new) = self.prepared.take() else { return Ok(()) };
         for direction in [Direction::Original, Direction::Reply] {
@@ -365,7 +374,7 @@ impl Conntrack {
             }
         }
         if let Some(victim) = self.victim.take() {
-            self.drop_early(victim);
+            self.drop_early(victim, now);
         }
         new.conn.expires = now + new.conn.expires.as_ns();
         let inserted = match self.table.len() < self.table.capacity() {
@@ -386,6 +395,7 @@ impl Conntrack {
             self.wheel.hang(record, id, now);
         }
         self.statistics.insert += 1;
+        self.tell(EventKind::New, id, now, 0);
         Ok(())
     }
 
@@ -415,7 +425,7 @@ impl Conntrack {
                 continue; // a free record; it hangs again when it is next used
             }
             if conn.is_expired(now) {
-                self.table.remove(id);
+                self.remove(id, now, 0);
                 self.statistics.expired += 1;
             } else {
                 self.wheel.hang(conn, id, now);
@@ -504,6 +514,88 @@ impl Conntrack {
         (end < self.capacity()).then_some(end)
     }
 
+    /// Removes, of up to `budget` records from `cursor` on, the live ones that `which` says yes to. `by` is the process
+    /// that wants it. Returns the next cursor, as [`Conntrack::list`] does.
+    pub fn delete(
+        &mut self,
+        cursor: usize,
+        budget: usize,
+        now: Instant,
+        by: u32,
+        which: &mut dyn FnMut(&ConnView) -> bool,
+    ) -> Option<usize> {
+        let end = cursor.saturating_add(budget.max(1)).min(self.capacity());
+        for index in cursor..end {
+            let id = ConnId(index as u32);
+            let conn = self.table.get(id);
+            if conn.is_confirmed() && !conn.is_expired(now) && which(&self.view(id, conn, now)) {
+                self.remove(id, now, by);
+            }
+        }
+        (end < self.capacity()).then_some(end)
+    }
+
+    /// The live connection that has this tuple, in either direction.
+    pub fn get(&self, tuple: &Tuple, now: Instant) -> Option<ConnView> {
+        let (id, _) = self.table.find(tuple, self.hash(tuple))?;
+        let conn = self.table.get(id);
+        (!conn.is_expired(now)).then(|| self.view(id, conn, now))
+    }
+
+    /// Begins or ends to record events; what was recorded and not fetched is forgotten.
+    pub fn listen(&mut self, on: bool) {
+        self.events.listen(on);
+    }
+
+    /// Whether events are recorded.
+    #[inline]
+    pub fn is_listening(&self) -> bool {
+        self.events.is_on()
+    }
+
+    /// Events since they were last fetched, oldest first: to be drained at least once per batch.
+    pub fn events(&mut self) -> &mut Vec<Event> {
+        self.events.waiting()
+    }
+
+    /// Takes the number of events that found no room.
+    pub fn take_events_lost(&mut self) -> u64 {
+        self.events.take_lost()
+    }
+
+    /// Takes a connection out, and tells so.
+    fn remove(&mut self, id: ConnId, now: Instant, by: u32) {
+        self.tell(EventKind::Destroy, id, now, by);
+        self.table.remove(id);
+    }
+
+    /// Tells what has changed since this was last told, once a packet of the connection leaves
+    /// (`nf_ct_deliver_cached_events`). Linux leaves the protocol's state out where that is not what has changed.
+    #[cold]
+    fn tell_changes(&mut self, id: ConnId, now: Instant) {
+        let conn = self.table.get_mut(id);
+        let noted = conn.flags & (Conn::CHANGED | Conn::MOVED);
+        if noted == 0 || !conn.is_confirmed() {
+            return;
+        }
+        conn.flags &= !noted;
+        let mut conn = self.view(id, self.table.get(id), now);
+        conn.state = conn.state.filter(|_| noted & Conn::MOVED != 0);
+        self.events.record(Event { kind: EventKind::Update, at: now, conn, by: 0 });
+    }
+
+    #[inline]
+    fn tell(&mut self, kind: EventKind, id: ConnId, now: Instant, by: u32) {
+        if self.events.is_on() {
+            let record = self.table.get(id);
+            let mut conn = self.view(id, record, now);
+            if kind == EventKind::Destroy && conn.start.is_some() {
+                conn.stop = Some(now.min(record.expires()).as_ns());
+            }
+            self.events.record(Event { kind, at: now, conn, by });
+        }
+    }
+
     fn view(&self, id: ConnId, conn: &Conn, now: Instant) -> ConnView {
         let counters = match conn.flags & Conn::COUNTED {
             0 => None,
@@ -536,7 +628,7 @@ impl Conntrack {
     pub fn lookup(&mut self, tuple: &Tuple, hash: u64, now: Instant) -> Option<(ConnId, Direction)> {
         let (id, direction) = self.table.find(tuple, hash)?;
         if self.table.get(id).is_expired(now) {
-            self.table.remove(id);
+            self.remove(id, now, 0);
             self.statistics.expired += 1;
             return None;
         }
@@ -585,7 +677,10 @@ impl Conntrack {
         frame: &[u8],
         now: Instant,
     ) -> Option<Tracked> {
+        let listening = self.events.is_on();
         let (conn, tcp) = self.table.get_with_tcp_mut(id);
+        // Looked at only when somebody listens: the state of before, and the status.
+        let before = listening.then(|| (conn.state_view(), conn.status));
         let info = match direction {
             Direction::Reply => CtInfo::EstablishedReply,
             Direction::Original if conn.status.any(CtStatus::SEEN_REPLY) => CtInfo::Established,
@@ -594,31 +689,36 @@ impl Conntrack {
         };
         let outcome = apply(conn, tcp, direction, packet, frame, &self.settings, now);
         match outcome {
-            Outcome::Invalid => return Some(self.invalid()),
+            Outcome::Invalid => {
+                // What an SCTP packet's first chunks have changed stays.
+                note_changes(conn, before, false);
+                return Some(self.invalid());
+            }
             Outcome::Reopen => {
-                self.table.remove(id);
+                self.remove(id, now, 0);
                 return None;
             }
             Outcome::Refresh(seconds) => {
                 if conn.flags & Conn::FIXED_TIMEOUT == 0 {
                     conn.expires = now + u64::from(seconds) * SECOND_NS;
                 }
-                if conn.flags & Conn::COUNTED != 0
-                    && let Some(counters) = self.counters.get_mut(id.index())
-                {
-                    counters[direction.index()].count(packet);
-                }
             }
             Outcome::Accept | Outcome::Forget => {}
         }
-        if info == CtInfo::EstablishedReply {
-            conn.status = conn.status.with(CtStatus::SEEN_REPLY);
+        if outcome != Outcome::Accept
+            && conn.flags & Conn::COUNTED != 0
+            && let Some(counters) = self.counters.get_mut(id.index())
+        {
+            counters[direction.index()].count(packet);
         }
-        let status = conn.status;
+        let seen = if info == CtInfo::EstablishedReply { CtStatus::SEEN_REPLY } else { CtStatus(0) };
+        let status = conn.status.with(seen);
         if outcome == Outcome::Forget {
-            self.table.remove(id);
+            self.remove(id, now, 0);
             return Some(Tracked { info, conn: ConnRef::None, status });
         }
+        conn.status = status;
+        note_changes(conn, before, is_resync(outcome, direction, packet));
         Some(Tracked { info, conn: ConnRef::Confirmed(id), status })
     }
 
@@ -662,6 +762,28 @@ fn portless_tuple(packet: &Packet, frame: &[u8], tuple: Tuple) -> Option<Tuple> 
         proto::GRE => generic::gre_tuple(tuple, packet.l4_bytes(frame)),
         _ => Some(tuple),
     }
+}
+
+/// Notes for [`Conntrack::tell_changes`] how a connection differs from `before`, which is `None` while nobody listens.
+#[inline]
+fn note_changes(conn: &mut Conn, before: Option<(Option<StateView>, CtStatus)>, is_resync: bool) {
+    let Some((state, status)) = before else { return };
+    if is_resync || conn.state_view() != state {
+        conn.flags |= Conn::MOVED;
+    }
+    if conn.status != status {
+        conn.flags |= Conn::CHANGED;
+    }
+}
+
+/// A SYN/ACK that is taken for the answer to a repeated SYN sets the state back to what it may have been before; Linux
+/// calls that a change too.
+fn is_resync(outcome: Outcome, direction: Direction, packet: &Packet) -> bool {
+    const SYN_ACK: u8 = tcp_flags::SYN | tcp_flags::ACK;
+    packet.proto == proto::TCP
+        && direction == Direction::Reply
+        && matches!(outcome, Outcome::Refresh(_))
+        && packet.tcp_flags & (SYN_ACK | tcp_flags::RST) == SYN_ACK
 }
 
 /// Has the packet's protocol look at it (`nf_conntrack_handle_packet`).

@@ -1,15 +1,19 @@
 //! The control socket: JSON lines over a Unix stream socket, the server for the daemon and the client for the verbs.
 //!
-//! A client writes one [`Request`] per line. The daemon answers each with [`Reply`] lines: `stats` and `rules` with one,
-//! `conntrack` with one per connection and then `end`; whatever goes wrong with one `error`. A request that is too long or no
-//! JSON is answered with an error, and after one that is too long the connection ends, since nobody knows where the next begins.
-//! Listings are fetched from the workers in bounded pieces, so a long listing holds no worker up, and a client that does
-//! not read is given up after [`WRITE_TIME`]. The server knows the workers only as a [`Backend`].
+//! A client writes one [`Request`] per line. The daemon answers each with [`Reply`] lines: `stats`, `rules`, `get` and
+//! `sysctl` with one, `conntrack` and `delete` with one per connection and then `end`, `events` with one per event for as
+//! long as the client stays; whatever goes wrong with one `error`. A request that is too long or no JSON is answered with an
+//! error, and after one that is too long the connection ends, since nobody knows where the next begins. Listings are fetched
+//! from the workers in bounded pieces that are written before the next is fetched, so a long listing holds no worker up and
+//! takes no more memory than a short one, and a client that does not read is given up after [`WRITE_TIME`]. One that listens
+//! to events is not given up: it loses events, and is told how many. The server knows the workers only as a [`Backend`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,12 +22,14 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader as AsyncBufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast;
 
 use super::startup::Failure;
 use super::stats::StatsReport;
-use crate::wire::{Addr, Family};
+use crate::conntrack::{ConnFilter, ConnView, EventKind, EventMask, Tuple};
+use crate::wire::Family;
+use crate::worker::Walk;
 
-mod conn;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -32,6 +38,15 @@ pub const MAX_REQUEST: usize = 4096;
 
 /// Most clients served at a time; more wait in the listen queue.
 const MAX_CLIENTS: usize = 32;
+
+/// Connections fetched from a worker at a time, at most.
+const PIECE: usize = 1024;
+
+/// Records of a worker's table looked at for a piece, at most.
+const BUDGET: usize = 65_536;
+
+/// Bytes of events written at a time, about.
+const EVENTS_WRITTEN: usize = 65_536;
 
 /// How long a client may stay silent between requests.
 const IDLE_TIME: Duration = Duration::from_secs(60);
@@ -44,46 +59,50 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// Where the workers stand behind the control thread. Implemented over the workers' mailboxes, and by a fake in tests.
 pub trait Backend {
-    /// One connection of a listing.
-    type Conn: ListedConn;
-
     /// All counters.
     fn stats(&self) -> impl Future<Output = Result<StatsReport, BackendError>>;
 
-    /// The next bounded piece of the listing of all connections from `cursor` on (start with the default), and the cursor
-    /// for the piece after it, `None` at the end.
-    fn conntrack(
-        &self,
-        cursor: Cursor,
-    ) -> impl Future<Output = Result<(Vec<Self::Conn>, Option<Cursor>), BackendError>>;
+    /// How many workers there are.
+    fn workers(&self) -> usize;
+
+    /// Has a worker go on with a walk through its connections; the times in it are since 1970 when it comes back.
+    fn walk(&self, worker: usize, walk: Box<Walk>) -> impl Future<Output = Result<Box<Walk>, BackendError>>;
+
+    /// The connection that has this tuple, in either direction.
+    fn get(&self, tuple: &Tuple) -> impl Future<Output = Result<Option<ConnView>, BackendError>>;
+
+    /// What becomes of connections from now on.
+    fn events(&self) -> impl Future<Output = Result<broadcast::Receiver<Told>, BackendError>>;
+
+    /// Changes settings (all or none), and tells the values of all.
+    fn sysctl(&self, set: &BTreeMap<String, u64>) -> impl Future<Output = Result<BTreeMap<String, u64>, BackendError>>;
 
     /// The rules with counters, as iptables-save prints them.
     fn rules_text(&self, family: Family) -> impl Future<Output = Result<String, BackendError>>;
 }
 
-/// What the listing of connections needs to know of one.
-pub trait ListedConn {
-    /// IP version.
-    fn family(&self) -> Family;
-    /// Transport protocol.
-    fn proto(&self) -> u8;
-    /// Source address of the original direction.
-    fn src(&self) -> Addr;
-    /// Destination address of the original direction.
-    fn dst(&self) -> Addr;
-    /// Appends the line that `conntrack -L` prints, without a line feed; `extended` is its `-o extended`.
-    fn write_line(&self, extended: bool, line: &mut String);
-    /// The object that the JSON listing has for it.
-    fn to_json(&self) -> serde_json::Value;
+/// What a listener hears.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    /// Something happened to a connection.
+    Event(EventReport),
+    /// So many events came too fast for the control thread.
+    Lost(u64),
 }
 
-/// Where a listing goes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
-    /// The worker.
-    pub worker: usize,
-    /// The worker's own cursor.
-    pub position: usize,
+/// A connection event. Its JSON names stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventReport {
+    /// What happened.
+    #[serde(rename = "type")]
+    pub kind: EventKind,
+    /// When, in nanoseconds since 1970.
+    pub time: u64,
+    /// The process that wanted it; none when packets or time were the cause.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub portid: Option<u32>,
+    /// The connection.
+    pub conn: ConnView,
 }
 
 /// A worker that does not answer.
@@ -112,109 +131,58 @@ pub enum Request {
     },
     /// The connections.
     Conntrack {
-        /// What a line of the answer holds.
-        #[serde(default)]
-        output: Output,
         /// Which of them.
         #[serde(default)]
         filter: ConnFilter,
+    },
+    /// One connection.
+    Get {
+        /// IP version 4 or 6.
+        family: u8,
+        /// Transport protocol's number.
+        proto: u8,
+        /// Source address.
+        src: IpAddr,
+        /// Destination address.
+        dst: IpAddr,
+        /// Source port, ICMP identifier or GRE source key.
+        #[serde(default)]
+        sport: u16,
+        /// Destination port, ICMP type and code (the type times 256 and the code), or GRE destination key.
+        #[serde(default)]
+        dport: u16,
+        /// Zone.
+        #[serde(default)]
+        zone: u16,
+    },
+    /// Delete connections; those deleted are listed.
+    Delete {
+        /// Which of them.
+        #[serde(default)]
+        filter: ConnFilter,
+        /// List none, only count them.
+        #[serde(default)]
+        quiet: bool,
+    },
+    /// What becomes of connections, from now on until the client goes.
+    Events {
+        /// Which connections.
+        #[serde(default)]
+        filter: ConnFilter,
+        /// Which events.
+        #[serde(default)]
+        events: EventMask,
+    },
+    /// The conntrack settings.
+    Sysctl {
+        /// Those to change, by name.
+        #[serde(default)]
+        set: BTreeMap<String, u64>,
     },
 }
 
 fn four() -> u8 {
     4
-}
-
-/// The forms of a listing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Output {
-    /// As `conntrack -L`.
-    #[default]
-    Text,
-    /// As `conntrack -L -o extended`.
-    Extended,
-    /// An object for each connection.
-    Json,
-}
-
-/// Which connections to list. What is `None` does not matter.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ConnFilter {
-    /// 4 or 6.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub family: Option<u8>,
-    /// Transport protocol's number.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub proto: Option<u8>,
-    /// Original source.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub src: Option<Network>,
-    /// Original destination.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dst: Option<Network>,
-}
-
-impl ConnFilter {
-    /// Whether `conn` is one of those asked for.
-    pub fn admits(&self, conn: &impl ListedConn) -> bool {
-        let version = if conn.family() == Family::V4 { 4 } else { 6 };
-        self.family.is_none_or(|family| family == version)
-            && self.proto.is_none_or(|proto| proto == conn.proto())
-            && self.src.is_none_or(|network| network.contains(conn.family(), conn.src()))
-            && self.dst.is_none_or(|network| network.contains(conn.family(), conn.dst()))
-    }
-}
-
-/// An address, or a prefix of them. Its text is `ADDR` or `ADDR/LENGTH`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Network {
-    address: IpAddr,
-    length: u8,
-}
-
-impl Network {
-    fn family(self) -> Family {
-        if self.address.is_ipv4() { Family::V4 } else { Family::V6 }
-    }
-
-    /// Whether `addr`, an address of `family`, lies in it.
-    pub fn contains(self, family: Family, addr: Addr) -> bool {
-        let mask = Addr::prefix_mask(self.family(), self.length);
-        self.family() == family && Addr::from(self.address).and(mask) == addr.and(mask)
-    }
-}
-
-impl std::str::FromStr for Network {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Network, String> {
-        let wrong = || format!("`{text}` is no address; allowed: ADDR or ADDR/LENGTH such as 10.0.0.0/8 or fd00::1");
-        let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
-        let address: IpAddr = address.parse().map_err(|_| wrong())?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let length = match length {
-            None => most,
-            Some(length) => length.parse().ok().filter(|&length: &u8| length <= most).ok_or_else(wrong)?,
-        };
-        Ok(Network { address, length })
-    }
-}
-
-impl TryFrom<String> for Network {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Network, String> {
-        text.parse()
-    }
-}
-
-impl From<Network> for String {
-    fn from(network: Network) -> String {
-        format!("{}/{}", network.address, network.length)
-    }
 }
 
 /// One line of an answer.
@@ -225,10 +193,21 @@ pub enum Reply {
     Stats(serde_json::Value),
     /// The answer to `rules`.
     Rules(String),
-    /// A connection, as text.
-    Line(String),
-    /// A connection, as an object.
-    Conn(serde_json::Value),
+    /// A connection.
+    Conn(ConnView),
+    /// There is no such connection.
+    None {},
+    /// What happened to a connection.
+    Event(EventReport),
+    /// Events follow from here on.
+    Listening {},
+    /// Events were lost: they came too fast, or the client was too slow.
+    Lost {
+        /// How many.
+        count: u64,
+    },
+    /// The values of all settings, by name.
+    Sysctl(BTreeMap<String, u64>),
     /// The listing is complete.
     End {
         /// How many connections it had.
@@ -328,6 +307,7 @@ fn make_room(path: &Path) -> Result<(), Failure> {
 
 /// One client, from its first request to its end.
 async fn client<B: Backend>(stream: UnixStream, backend: &B) {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
     let (read, mut write) = stream.into_split();
     let mut read = AsyncBufReader::new(read);
     let mut line = Vec::new();
@@ -345,7 +325,10 @@ async fn client<B: Backend>(stream: UnixStream, backend: &B) {
             Ok(())
         } else {
             match serde_json::from_slice(&line) {
-                Ok(request) => answer(&mut write, request, backend).await,
+                Ok(Request::Events { filter, events }) => {
+                    return tell(&mut write, &mut read, &filter, events, backend).await;
+                }
+                Ok(request) => answer(&mut write, request, pid.unwrap_or(0), backend).await,
                 Err(error) => send(&mut write, &Reply::Error(format!("not a request: {error}"))).await,
             }
         };
@@ -356,8 +339,9 @@ async fn client<B: Backend>(stream: UnixStream, backend: &B) {
 }
 
 type Writer = tokio::net::unix::OwnedWriteHalf;
+type Reader = AsyncBufReader<tokio::net::unix::OwnedReadHalf>;
 
-async fn answer<B: Backend>(write: &mut Writer, request: Request, backend: &B) -> io::Result<()> {
+async fn answer<B: Backend>(write: &mut Writer, request: Request, pid: u32, backend: &B) -> io::Result<()> {
     let reply = match request {
         Request::Stats {} => backend.stats().await.map(|report| {
             serde_json::to_value(report).map_or_else(|error| Reply::Error(error.to_string()), Reply::Stats)
@@ -365,38 +349,100 @@ async fn answer<B: Backend>(write: &mut Writer, request: Request, backend: &B) -
         Request::Rules { family: 4 } => backend.rules_text(Family::V4).await.map(Reply::Rules),
         Request::Rules { family: 6 } => backend.rules_text(Family::V6).await.map(Reply::Rules),
         Request::Rules { family } => Ok(Reply::Error(format!("family {family}: allowed: 4 or 6"))),
-        Request::Conntrack { output, filter } => return listing(write, output, &filter, backend).await,
+        Request::Conntrack { filter } => return listing(write, &filter, None, false, backend).await,
+        Request::Delete { filter, quiet } => return listing(write, &filter, Some(pid), quiet, backend).await,
+        Request::Get { family, proto, src, dst, sport, dport, zone } => {
+            let family = if family == 4 { Family::V4 } else { Family::V6 };
+            let tuple = Tuple { src: src.into(), dst: dst.into(), sport, dport, proto, family, zone };
+            backend.get(&tuple).await.map(|found| found.map_or(Reply::None {}, Reply::Conn))
+        }
+        Request::Sysctl { set } => backend.sysctl(&set).await.map(Reply::Sysctl),
+        Request::Events { .. } => unreachable!("taken by the caller"),
     };
     send(write, &reply.unwrap_or_else(|error| Reply::Error(error.0))).await
 }
 
 /// The connections, piece by piece.
-async fn listing<B: Backend>(write: &mut Writer, output: Output, filter: &ConnFilter, backend: &B) -> io::Result<()> {
+async fn listing<B: Backend>(
+    write: &mut Writer,
+    filter: &ConnFilter,
+    delete_for: Option<u32>,
+    quiet: bool,
+    backend: &B,
+) -> io::Result<()> {
     let mut count = 0;
-    let mut cursor = Some(Cursor::default());
-    while let Some(from) = cursor {
-        let (conns, next) = match backend.conntrack(from).await {
-            Ok(piece) => piece,
-            Err(error) => return send(write, &Reply::Error(error.0)).await,
-        };
-        let mut lines = Vec::new();
-        for conn in conns.iter().filter(|conn| filter.admits(*conn)) {
-            let reply = match output {
-                Output::Json => Reply::Conn(conn.to_json()),
-                Output::Text | Output::Extended => {
-                    let mut line = String::new();
-                    conn.write_line(output == Output::Extended, &mut line);
-                    Reply::Line(line)
-                }
+    let entries = Vec::with_capacity(PIECE);
+    let mut walk = Box::new(Walk { filter: *filter, delete_for, cursor: None, budget: 0, entries });
+    let mut lines = Vec::new();
+    for worker in 0..backend.workers() {
+        walk.cursor = Some(0);
+        while walk.cursor.is_some() {
+            walk.budget = BUDGET;
+            walk.entries.clear();
+            walk = match backend.walk(worker, walk).await {
+                Ok(walk) => walk,
+                Err(error) => return send(write, &Reply::Error(error.0)).await,
             };
-            serde_json::to_writer(&mut lines, &reply)?;
-            lines.push(b'\n');
-            count += 1;
+            count += walk.entries.len() as u64;
+            lines.clear();
+            for conn in walk.entries.iter().filter(|_| !quiet) {
+                serde_json::to_writer(&mut lines, &Reply::Conn(*conn))?;
+                lines.push(b'\n');
+            }
+            write_all(write, &lines).await?;
         }
-        write_all(write, &lines).await?;
-        cursor = next;
     }
     send(write, &Reply::End { count }).await
+}
+
+/// Events, until the client goes.
+async fn tell<B: Backend>(write: &mut Writer, read: &mut Reader, filter: &ConnFilter, mask: EventMask, backend: &B) {
+    let mut events = match backend.events().await {
+        Ok(events) => events,
+        // A client that is gone by now hears nothing.
+        Err(error) => return send(write, &Reply::Error(error.0)).await.unwrap_or_default(),
+    };
+    let stream = async {
+        send(write, &Reply::Listening {}).await?;
+        let mut lines = Vec::new();
+        loop {
+            let mut next = match events.recv().await {
+                Err(broadcast::error::RecvError::Closed) => return Ok::<_, io::Error>(()),
+                Err(broadcast::error::RecvError::Lagged(count)) => Some(Told::Lost(count)),
+                Ok(told) => Some(told),
+            };
+            lines.clear();
+            while let Some(told) = next {
+                let reply = match told {
+                    Told::Event(event) if mask.admits(event.kind) && filter.admits(&event.conn) => {
+                        Some(Reply::Event(event))
+                    }
+                    Told::Event(_) => None,
+                    Told::Lost(count) => Some(Reply::Lost { count }),
+                };
+                if let Some(reply) = reply {
+                    serde_json::to_writer(&mut lines, &reply)?;
+                    lines.push(b'\n');
+                }
+                if lines.len() > EVENTS_WRITTEN {
+                    break;
+                }
+                next = match events.try_recv() {
+                    Err(broadcast::error::TryRecvError::Lagged(count)) => Some(Told::Lost(count)),
+                    Err(_) => None,
+                    Ok(told) => Some(told),
+                };
+            }
+            write.write_all(&lines).await?;
+        }
+    };
+    let mut byte = [0];
+    tokio::select! {
+        // Gone, or not to be written to any more.
+        _ = stream => {}
+        // Gone, or says something, which nobody expects.
+        _ = read.read(&mut byte) => {}
+    }
 }
 
 async fn send(write: &mut Writer, reply: &Reply) -> io::Result<()> {
@@ -448,6 +494,19 @@ impl Client {
         self.stream.get_mut().write_all(&line).map_err(|error| self.lost(&error))
     }
 
+    /// From now on the daemon may be silent as long as it likes; what it says can be waited for on this socket.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn listen(&mut self) -> Result<(), Failure> {
+        self.stream.get_ref().set_read_timeout(None).map_err(|error| self.lost(&error))
+    }
+
+    /// Whether the next answer can be had without waiting for the daemon.
+    pub fn has_answer(&self) -> bool {
+        self.stream.buffer().contains(&b'\n')
+    }
+
     /// The next line of the answer.
     ///
     /// # Errors
@@ -478,5 +537,12 @@ impl Client {
     /// An answer of the wrong kind.
     pub fn unexpected(&self) -> Failure {
         Failure::Running(format!("the daemon at {} speaks another version's language", self.path.display()))
+    }
+}
+
+/// To wait for its next answer.
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
     }
 }

@@ -1,38 +1,45 @@
 //! The workers as the control socket and the metrics page see them: [`Workers`], over their mailboxes.
 //!
+//! Connection events are asked of the workers while a client listens, and of nobody else: [`Workers::serve_events`] fetches
+//! them from the workers' rings and hands each to every listener, who is told how many it was too slow for.
 //! One question is out per worker at a time; several clients take turns. A worker that does not answer within
 //! [`PATIENCE`] (it is stuck, or its core is not its own) is reported to the client, never waited for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Mutex;
+use rtrb::{Consumer, RingBuffer};
+use tokio::sync::{Mutex, broadcast};
 
-use super::api::{Backend, BackendError, Cursor};
+use super::api::{Backend, BackendError, EventReport, Told};
 use super::stats::{
     Build, ConntrackReport, Drops, PortReport, QueueReport, RuleReport, SCHEMA, StatsReport, Traffic, WorkerReport,
     XskReport,
 };
-use crate::conntrack::ConnView;
+use super::sysctl;
+use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Tuple};
 use crate::device::PortId;
 use crate::rules::{self, RuleCounters, Ruleset};
 use crate::snapshot::{Policy, Routing};
 use crate::verdict::DropReason;
 use crate::wire::Family;
-use crate::worker::{Line, QueueStats, Reply, Request, WorkerStats};
+use crate::worker::{EVENT_RING, Line, QueueStats, Reply, Request, Walk, WorkerStats, since};
 
 /// How long a worker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often its answer is looked for.
 const LOOK: Duration = Duration::from_millis(1);
-/// Table slots looked at for one piece of a listing.
-const PIECE: usize = 1024;
+/// How often events are looked for.
+const LOOK_FOR_EVENTS: Duration = Duration::from_millis(5);
+/// Events that wait for a listener. A slower one loses the oldest.
+const EVENTS_KEPT: usize = 16_384;
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// When it started.
+    /// When it started; the workers' time begins there.
     pub start: Instant,
     /// Mode of the sockets.
     pub mode: String,
@@ -62,19 +69,110 @@ pub(super) struct TableCounts {
 pub struct Workers {
     lines: Vec<Mutex<Line>>,
     facts: Facts,
+    /// Those in force.
+    settings: Mutex<Settings>,
+    listening: Mutex<Option<Listening>>,
     policy: Arc<ArcSwap<Policy>>,
     routing: Arc<ArcSwap<Routing>>,
 }
 
+/// While somebody listens to connection events.
+#[derive(Debug)]
+struct Listening {
+    /// Of each worker.
+    rings: Vec<Consumer<Event>>,
+    /// What each worker had lost when last looked at.
+    lost: Vec<u64>,
+    listeners: broadcast::Sender<Told>,
+}
+
 impl Workers {
-    /// Over these lines, one for each of `facts.cores`.
+    /// Over these lines, one for each of `facts.cores`. `settings` are those that the workers have.
     pub fn new(
         lines: Vec<Line>,
         facts: Facts,
+        settings: Settings,
         policy: Arc<ArcSwap<Policy>>,
         routing: Arc<ArcSwap<Routing>>,
     ) -> Workers {
-        Workers { lines: lines.into_iter().map(Mutex::new).collect(), facts, policy, routing }
+        let lines = lines.into_iter().map(Mutex::new).collect();
+        Workers { lines, facts, settings: Mutex::new(settings), listening: Mutex::new(None), policy, routing }
+    }
+
+    /// Brings events from the workers to those who listen, until dropped.
+    pub async fn serve_events(&self) {
+        let mut tick = tokio::time::interval(LOOK_FOR_EVENTS);
+        loop {
+            tick.tick().await;
+            let mut listening = self.listening.lock().await;
+            let Some(present) = &mut *listening else { continue };
+            self.fetch_events(present).await;
+            if present.listeners.receiver_count() == 0 {
+                *listening = None;
+                self.stop_listening().await;
+            }
+        }
+    }
+
+    async fn stop_listening(&self) {
+        for worker in 0..self.lines.len() {
+            if let Err(error) = self.ask(worker, Request::Listen(None)).await {
+                tracing::warn!("connection events: {error}");
+            }
+        }
+    }
+
+    async fn fetch_events(&self, present: &mut Listening) {
+        for (worker, ring) in present.rings.iter_mut().enumerate() {
+            for _ in 0..EVENT_RING {
+                let Ok(event) = ring.pop() else { break };
+                let report = EventReport {
+                    kind: event.kind,
+                    time: self.wall_time(event.at.as_ns()),
+                    portid: (event.by != 0).then_some(event.by),
+                    conn: self.dated(event.conn),
+                };
+                // An error means that nobody listens any more.
+                let _ = present.listeners.send(Told::Event(report));
+            }
+            let lost = self.lines[worker].lock().await.events_lost();
+            let before = std::mem::replace(&mut present.lost[worker], lost);
+            if lost > before {
+                let _ = present.listeners.send(Told::Lost(lost - before));
+            }
+        }
+    }
+
+    /// A moment of the workers' time, in nanoseconds since 1970.
+    fn wall_time(&self, ns: u64) -> u64 {
+        let present = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        present.saturating_sub(since(self.facts.start).as_ns().saturating_sub(ns))
+    }
+
+    /// The same connection with its times since 1970.
+    fn dated(&self, conn: ConnView) -> ConnView {
+        ConnView {
+            start: conn.start.map(|ns| self.wall_time(ns)),
+            stop: conn.stop.map(|ns| self.wall_time(ns)),
+            ..conn
+        }
+    }
+
+    /// Puts settings in force in all workers, or in none.
+    async fn put_in_force(&self, settings: &Settings, before: &Settings) -> Result<(), BackendError> {
+        for worker in 0..self.lines.len() {
+            let outcome = match self.ask(worker, Request::Settings(Box::new(settings.clone()))).await? {
+                Reply::Settings(outcome) => outcome.map_err(BackendError),
+                _ => Err(another(worker)),
+            };
+            if let Err(error) = outcome {
+                for earlier in 0..worker {
+                    self.ask(earlier, Request::Settings(Box::new(before.clone()))).await?;
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     async fn ask(&self, worker: usize, request: Request) -> Result<Reply, BackendError> {
@@ -98,7 +196,7 @@ impl Workers {
     async fn worker_stats(&self, worker: usize) -> Result<WorkerStats, BackendError> {
         match self.ask(worker, Request::Stats).await? {
             Reply::Stats(stats) => Ok(*stats),
-            Reply::Conntrack { .. } => Err(BackendError(format!("worker {worker} answered another question"))),
+            _ => Err(another(worker)),
         }
     }
 
@@ -120,10 +218,9 @@ impl Workers {
         position: usize,
         count: usize,
     ) -> Result<Vec<ConnView>, BackendError> {
-        match self.ask(worker, Request::Conntrack { cursor: position, budget: count }).await? {
-            Reply::Conntrack { entries, .. } => Ok(entries),
-            Reply::Stats(_) => Err(BackendError(format!("worker {worker} answered another question"))),
-        }
+        let (filter, entries) = (ConnFilter::default(), Vec::with_capacity(count));
+        let walk = Walk { filter, delete_for: None, cursor: Some(position), budget: count, entries };
+        Ok(self.walk(worker, Box::new(walk)).await?.entries)
     }
 
     async fn all_stats(&self) -> Result<Vec<WorkerStats>, BackendError> {
@@ -135,9 +232,11 @@ impl Workers {
     }
 }
 
-impl Backend for Workers {
-    type Conn = ConnView;
+fn another(worker: usize) -> BackendError {
+    BackendError(format!("worker {worker} answered another question"))
+}
 
+impl Backend for Workers {
     async fn stats(&self) -> Result<StatsReport, BackendError> {
         let all = self.all_stats().await?;
         let routing = self.routing.load();
@@ -157,20 +256,74 @@ impl Backend for Workers {
         })
     }
 
-    async fn conntrack(&self, cursor: Cursor) -> Result<(Vec<ConnView>, Option<Cursor>), BackendError> {
-        let worker = cursor.worker;
-        if worker >= self.lines.len() {
-            return Ok((Vec::new(), None));
-        }
-        let request = Request::Conntrack { cursor: cursor.position, budget: PIECE };
-        match self.ask(worker, request).await? {
-            Reply::Conntrack { entries, next: Some(position) } => Ok((entries, Some(Cursor { worker, position }))),
-            Reply::Conntrack { entries, next: None } => {
-                let more = worker + 1 < self.lines.len();
-                Ok((entries, more.then_some(Cursor { worker: worker + 1, position: 0 })))
+    fn workers(&self) -> usize {
+        self.lines.len()
+    }
+
+    async fn walk(&self, worker: usize, walk: Box<Walk>) -> Result<Box<Walk>, BackendError> {
+        match self.ask(worker, Request::Walk(walk)).await? {
+            Reply::Walk(mut walk) => {
+                for conn in walk.entries.iter_mut().filter(|conn| conn.start.is_some()) {
+                    *conn = self.dated(*conn);
+                }
+                Ok(walk)
             }
-            Reply::Stats(_) => Err(BackendError(format!("worker {worker} answered another question"))),
+            _ => Err(another(worker)),
         }
+    }
+
+    async fn get(&self, tuple: &Tuple) -> Result<Option<ConnView>, BackendError> {
+        for worker in 0..self.lines.len() {
+            match self.ask(worker, Request::Get(*tuple)).await? {
+                Reply::Get(None) => {}
+                Reply::Get(Some(conn)) => return Ok(Some(self.dated(conn))),
+                _ => return Err(another(worker)),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn events(&self) -> Result<broadcast::Receiver<Told>, BackendError> {
+        let mut listening = self.listening.lock().await;
+        if let Some(present) = &*listening {
+            return Ok(present.listeners.subscribe());
+        }
+        let (listeners, receiver) = broadcast::channel(EVENTS_KEPT);
+        let mut present = Listening { rings: Vec::new(), lost: Vec::new(), listeners };
+        for worker in 0..self.lines.len() {
+            let (producer, consumer) = RingBuffer::new(EVENT_RING);
+            present.lost.push(self.lines[worker].lock().await.events_lost());
+            let outcome = match self.ask(worker, Request::Listen(Some(producer))).await {
+                Ok(Reply::Listening(_)) => Ok(()),
+                Ok(_) => Err(another(worker)),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                // One that answers late must not go on for nobody.
+                self.stop_listening().await;
+                return Err(error);
+            }
+            present.rings.push(consumer);
+        }
+        *listening = Some(present);
+        Ok(receiver)
+    }
+
+    async fn sysctl(&self, set: &BTreeMap<String, u64>) -> Result<BTreeMap<String, u64>, BackendError> {
+        let mut settings = self.settings.lock().await;
+        if !set.is_empty() {
+            let changes: Vec<_> = set.iter().map(|(name, value)| (name.clone(), *value)).collect();
+            let wanted = sysctl::apply(&settings, &changes).map_err(BackendError)?;
+            self.put_in_force(&wanted, &settings).await?;
+            for (name, value) in &changes {
+                tracing::info!("conntrack settings: {}{name} = {value}, by request", sysctl::PATH);
+            }
+            *settings = wanted;
+        }
+        let mut values: BTreeMap<_, _> = sysctl::values(&settings).into_iter().collect();
+        let entries = self.all_stats().await?.iter().map(|stats| stats.entries as u64).sum();
+        values.insert(sysctl::COUNT.to_owned(), entries);
+        Ok(values)
     }
 
     async fn rules_text(&self, family: Family) -> Result<String, BackendError> {
@@ -291,7 +444,11 @@ fn worker_report(stats: &WorkerStats, core: u32, routing: &Routing) -> WorkerRep
             drop: conntrack.drop,
             early_drop: conntrack.early_drop,
             error: conntrack.error,
+            search_restart: conntrack.search_restart,
+            clash_resolve: conntrack.clash_resolve,
+            chaintoolong: conntrack.chaintoolong,
             expired: conntrack.expired,
+            events_lost: stats.events_lost,
         },
         bursts: stats.busy_bursts,
         idle_polls: stats.bursts - stats.busy_bursts,

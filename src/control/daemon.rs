@@ -121,13 +121,18 @@ struct Running {
 }
 
 impl Running {
-    fn start(mut worker: Worker<XdpQueue, Punter>, core: usize, poll: Poll) -> Result<Running, Failure> {
+    fn start(
+        mut worker: Worker<XdpQueue, Punter>,
+        core: usize,
+        poll: Poll,
+        start: std::time::Instant,
+    ) -> Result<Running, Failure> {
         let stop = Arc::new(AtomicBool::new(false));
         let (tell, ended) = mpsc::channel(1);
         let until = stop.clone();
         let body = move || {
             pin(core);
-            let outcome = worker.run(poll, &until);
+            let outcome = worker.run(poll, start, &until);
             // The control thread may be gone already: then nobody needs to know.
             let _ = tell.blocking_send(());
             outcome
@@ -190,12 +195,13 @@ async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Res
         v4: RuleVector::compile(&rulesets[0]),
         v6: RuleVector::compile(&rulesets[1]),
     }));
-    let (worker, handle) = build_worker(settings, &mut edge, policy.clone(), routing.clone())?;
+    let (worker, handle) = build_worker(settings.clone(), &mut edge, policy.clone(), routing.clone())?;
     let Handle { line, mut logs, mut resolve } = handle;
     let facts = facts(config, core, &edge, &rulesets);
+    let start = facts.start;
     let ready = ready(config, core, &edge, &rulesets);
-    let workers = Workers::new(vec![line], facts, policy, routing.clone());
-    let mut running = Running::start(worker, core, poll(config))?;
+    let workers = Workers::new(vec![line], facts, settings, policy, routing.clone());
+    let mut running = Running::start(worker, core, poll(config), start)?;
     ready.announce();
 
     let (tell, mut events) = mpsc::unbounded_channel();
@@ -214,7 +220,8 @@ async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Res
     };
     let serve_control = control.serve(&workers);
     let watch_table = table_full::watch(&workers);
-    tokio::pin!(serve_metrics, serve_control, watch_table);
+    let serve_events = workers.serve_events();
+    tokio::pin!(serve_metrics, serve_control, serve_events, watch_table);
     let mut log = Log::default();
     let outcome = loop {
         tokio::select! {
@@ -239,6 +246,7 @@ async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Res
             () = &mut serve_metrics => {}
             () = &mut serve_control => {}
             () = &mut watch_table => {}
+            () = &mut serve_events => {}
         }
     };
     startup::announce_stopping();

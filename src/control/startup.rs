@@ -30,6 +30,8 @@ use super::config::{Config, CpuList, InterfaceName, Workers};
 pub enum Failure {
     /// Failed while running: 1.
     Running(String),
+    /// The answer is no, and nothing is wrong: 1. The text is shown as it is.
+    Answer(String),
     /// Usage is wrong: 2.
     Usage(String),
     /// Configuration or rules are wrong: 2. The text is a whole report with every wrong place, shown as it is.
@@ -44,7 +46,7 @@ impl Failure {
     /// The process's exit code.
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Failure::Running(_) => 1,
+            Failure::Running(_) | Failure::Answer(_) => 1,
             Failure::Usage(_) | Failure::Report(_) => 2,
             Failure::Machine(_) => 3,
             Failure::NoDaemon(_) => 4,
@@ -55,6 +57,7 @@ impl Failure {
     pub fn message(&self) -> &str {
         match self {
             Failure::Running(text)
+            | Failure::Answer(text)
             | Failure::Usage(text)
             | Failure::Report(text)
             | Failure::Machine(text)
@@ -66,7 +69,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Report(text) => f.write_str(text),
+            Failure::Report(text) | Failure::Answer(text) => f.write_str(text),
             other => write!(f, "error: {}", other.message()),
         }
     }

@@ -239,13 +239,25 @@ pub struct ConntrackReport {
     pub early_drop: u64,
     /// ICMP errors that were wrong in themselves.
     pub error: u64,
+    /// Lookups begun again: always 0, a shard has one owner.
+    #[serde(default)]
+    pub search_restart: u64,
+    /// Packets that joined the connection which had taken their tuple.
+    #[serde(default)]
+    pub clash_resolve: u64,
+    /// Connections for which the index had no room.
+    #[serde(default)]
+    pub chaintoolong: u64,
     /// Connections that timed out.
     pub expired: u64,
+    /// Connection events that nobody took in time, while somebody listened.
+    #[serde(default)]
+    pub events_lost: u64,
 }
 
 impl ConntrackReport {
-    /// Every counter with its name.
-    pub fn counters(&self) -> [(&'static str, u64); 8] {
+    /// The counters of `conntrack -S`, in its order.
+    pub fn of_conntrack(&self) -> [(&'static str, u64); 10] {
         [
             ("found", self.found),
             ("invalid", self.invalid),
@@ -254,7 +266,26 @@ impl ConntrackReport {
             ("drop", self.drop),
             ("early_drop", self.early_drop),
             ("error", self.error),
+            ("search_restart", self.search_restart),
+            ("clash_resolve", self.clash_resolve),
+            ("chaintoolong", self.chaintoolong),
+        ]
+    }
+
+    /// Every counter with its name.
+    pub fn counters(&self) -> [(&'static str, u64); 11] {
+        [
+            ("found", self.found),
+            ("invalid", self.invalid),
+            ("insert", self.insert),
+            ("insert_failed", self.insert_failed),
+            ("drop", self.drop),
+            ("early_drop", self.early_drop),
+            ("error", self.error),
+            ("clash_resolve", self.clash_resolve),
+            ("chaintoolong", self.chaintoolong),
             ("expired", self.expired),
+            ("events_lost", self.events_lost),
         ]
     }
 
@@ -268,7 +299,11 @@ impl ConntrackReport {
         self.drop += other.drop;
         self.early_drop += other.early_drop;
         self.error += other.error;
+        self.search_restart += other.search_restart;
+        self.clash_resolve += other.clash_resolve;
+        self.chaintoolong += other.chaintoolong;
         self.expired += other.expired;
+        self.events_lost += other.events_lost;
     }
 }
 

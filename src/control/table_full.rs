@@ -183,12 +183,14 @@ mod tests {
             proto: protocol,
             timeout: 100,
             state: None,
-            original: TupleView { src, dst, sport: 1, dport },
-            reply: TupleView { src: dst, dst: src, sport: dport, dport: 1 },
+            original: TupleView { src, dst, sport: 1, dport, zone: 0 },
+            reply: TupleView { src: dst, dst: src, sport: dport, dport: 1, zone: 0 },
             counters: None,
             status: 8,
             mark: 0,
-            zone: 0,
+            gre_timeouts: None,
+            start: None,
+            stop: None,
             id: 0,
         }
     }

@@ -278,7 +278,11 @@ impl Path<'_> {
                 }
             }
         }
-        Fate::Send(kept.out_port, kept.neighbour)
+        // Known as it is, there may be news of it.
+        match self.shard.conntrack.confirm(&tracked, self.now) {
+            Ok(()) => Fate::Send(kept.out_port, kept.neighbour),
+            Err(reason) => Fate::Refuse(reason.into()),
+        }
     }
 
     /// Netfilter's order. Steps without a table to run yet (raw, mangle, nat) are named where they will stand. `known` is a

@@ -1,15 +1,21 @@
 use super::*;
+use crate::conntrack::{ConnFilter, Event, EventKind, Tuple, TupleFilter};
+use crate::packet::Packet;
 use crate::rules::{self, RuleVector};
 use crate::snapshot::RoutingBuilder;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Mac};
-use crate::worker::{Reply, Request};
+use crate::worker::{Reply, Request, SLICE, Walk};
 use etherparse::PacketBuilder;
 
 const LAN_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
 const WAN_MAC: Mac = Mac([2, 0, 0, 0, 2, 1]);
 
 fn simulator(faults: Faults, seed: u64) -> Simulator {
+    sized_simulator(1024, faults, seed)
+}
+
+fn sized_simulator(max: usize, faults: Faults, seed: u64) -> Simulator {
     let addr = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
     let mut builder = RoutingBuilder::new();
     builder
@@ -24,7 +30,7 @@ fn simulator(faults: Faults, seed: u64) -> Simulator {
         RuleVector::compile(&rules::load("default", &text, family, &["lan0", "wan0"]).expect("good rules"))
     };
     let policy = Policy { generation: 1, v4: vector(Family::V4), v6: vector(Family::V6) };
-    Simulator::new(policy, builder.build(), Settings { max: 1024, ..Settings::default() }, faults, seed)
+    Simulator::new(policy, builder.build(), Settings { max, ..Settings::default() }, faults, seed)
 }
 
 fn query(sport: u16) -> Vec<u8> {
@@ -93,21 +99,146 @@ fn the_mailbox_answers_between_bursts() {
     }
     sim.settle(10).expect("no port was cut");
     assert!(sim.handle.line.ask(Request::Stats));
-    let (mut cursor, mut seen) = (Some(0), 0);
     sim.burst().expect("no port was cut");
     match sim.handle.line.answer().expect("an answer") {
         Reply::Stats(stats) => assert_eq!((stats.entries, stats.counters.ports[0].receive_packets), (100, 100)),
         other => panic!("not stats: {other:?}"),
     }
-    while let Some(at) = cursor {
-        assert!(sim.handle.line.ask(Request::Conntrack { cursor: at, budget: 7 }));
+    let original = sim.shard().conntrack.get(&first_query(), sim.now()).expect("there").original;
+    assert_eq!(original.sport, 1000);
+    assert!(sim.handle.line.ask(Request::Get(first_query())));
+    sim.burst().expect("no port was cut");
+    match sim.handle.line.answer().expect("an answer") {
+        Reply::Get(Some(conn)) => assert_eq!(conn.original, original),
+        other => panic!("not a connection: {other:?}"),
+    }
+}
+
+/// The tuple of `query(1000)`.
+fn first_query() -> Tuple {
+    Tuple::of(&Packet::parse(&query(1000), PortId::LAN, true).expect("a sound packet"))
+}
+
+/// Bursts until the walk comes back; how many that took.
+fn walk(sim: &mut Simulator, walk: Walk) -> (Box<Walk>, usize) {
+    assert!(sim.handle.line.ask(Request::Walk(Box::new(walk))));
+    for bursts in 1.. {
         sim.burst().expect("no port was cut");
-        match sim.handle.line.answer().expect("an answer") {
-            Reply::Conntrack { entries, next } => (cursor, seen) = (next, seen + entries.len()),
-            other => panic!("not a listing: {other:?}"),
+        match sim.handle.line.answer() {
+            None => {}
+            Some(Reply::Walk(walk)) => return (walk, bursts),
+            Some(other) => panic!("not a walk: {other:?}"),
         }
     }
-    assert_eq!(seen, 100);
+    unreachable!("a counter does not end")
+}
+
+fn whole_table(room: usize) -> Walk {
+    let entries = Vec::with_capacity(room);
+    Walk { filter: ConnFilter::default(), delete_for: None, cursor: Some(0), budget: usize::MAX, entries }
+}
+
+/// With room for `max` connections, and `count` of them there.
+fn filled(max: usize, count: u16) -> Simulator {
+    let mut sim = sized_simulator(max, Faults::default(), 1);
+    for sport in 0..count {
+        sim.wire(PortId::LAN).send(&query(1000 + sport));
+    }
+    sim.settle(100).expect("no port was cut");
+    assert_eq!(sim.shard().conntrack.len(), usize::from(count));
+    sim
+}
+
+/// However large the table, a burst looks at [`SLICE`] records of it, and the memory for what is found is the asker's own.
+#[test]
+fn walks_look_at_a_slice_of_the_table_per_burst() {
+    let records = 200_000;
+    let mut sim = filled(records, 500);
+    let asked = whole_table(1000);
+    let (memory, room) = (asked.entries.as_ptr(), asked.entries.capacity());
+    let (found, bursts) = walk(&mut sim, asked);
+    assert_eq!((found.entries.len(), found.cursor), (500, None));
+    assert_eq!(bursts, records.div_ceil(SLICE));
+    assert_eq!((found.entries.as_ptr(), found.entries.capacity()), (memory, room), "the worker took other memory");
+
+    // Packets are forwarded in between as ever.
+    sim.wire(PortId::WAN).take();
+    assert!(sim.handle.line.ask(Request::Walk(Box::new(whole_table(1000)))));
+    for sport in 0..100 {
+        sim.wire(PortId::LAN).send(&query(1000 + sport));
+        sim.burst().expect("no port was cut");
+        assert_eq!(sim.wire(PortId::WAN).take().len(), 1);
+    }
+    assert!(sim.handle.line.answer().is_none());
+}
+
+/// A walk comes back when there is room for no more, or its budget is used up, and goes on where it was.
+#[test]
+fn walks_come_in_pieces() {
+    let mut sim = filled(10_000, 500);
+    let mut ids = std::collections::BTreeSet::new();
+    let mut next = whole_table(7);
+    while next.cursor.is_some() {
+        next.budget = 100;
+        next.entries.clear();
+        let (found, bursts) = walk(&mut sim, next);
+        assert!(found.entries.len() <= 7 && bursts <= 100, "{} in {bursts}", found.entries.len());
+        ids.extend(found.entries.iter().map(|conn| conn.id));
+        next = *found;
+    }
+    assert_eq!(ids.len(), 500);
+}
+
+#[test]
+fn connections_are_deleted_and_events_told() {
+    let mut sim = filled(1000, 0);
+    let (ring, mut events) = rtrb::RingBuffer::new(64);
+    assert!(sim.handle.line.ask(Request::Listen(Some(ring))));
+    sim.burst().expect("no port was cut");
+    assert!(matches!(sim.handle.line.answer(), Some(Reply::Listening(None))));
+    let query_from = |sim: &mut Simulator, ports: std::ops::Range<u16>| {
+        ports.for_each(|sport| sim.wire(PortId::LAN).send(&query(sport)));
+        sim.settle(9).expect("no port was cut");
+    };
+    let told = |events: &mut rtrb::Consumer<Event>| {
+        let all = std::iter::from_fn(|| events.pop().ok());
+        all.map(|event| (event.kind, event.by, event.conn.original.sport)).collect::<Vec<_>>()
+    };
+    query_from(&mut sim, 1000..1010);
+    assert_eq!(told(&mut events), (1000..1010).map(|sport| (EventKind::New, 0, sport)).collect::<Vec<_>>());
+
+    let original = TupleFilter { sport: Some(1003), ..TupleFilter::default() };
+    let filter = ConnFilter { original, ..ConnFilter::default() };
+    let (found, _) = walk(&mut sim, Walk { filter, delete_for: Some(77), ..whole_table(5) });
+    assert_eq!((found.entries.len(), found.entries[0].original.sport), (1, 1003));
+    sim.burst().expect("no port was cut");
+    assert_eq!(told(&mut events), [(EventKind::Destroy, 77, 1003)]);
+    assert_eq!(sim.shard().conntrack.len(), 9);
+    sim.shard().conntrack.check();
+
+    // What nobody fetches in time is lost, and counted.
+    query_from(&mut sim, 2000..2100);
+    assert_eq!((told(&mut events).len(), sim.handle.line.events_lost()), (64, 36));
+    assert!(sim.handle.line.ask(Request::Listen(None)));
+    sim.burst().expect("no port was cut");
+    assert!(matches!(sim.handle.line.answer(), Some(Reply::Listening(Some(_)))));
+    query_from(&mut sim, 3000..3100);
+    assert_eq!((told(&mut events).len(), sim.handle.line.events_lost()), (0, 36));
+}
+
+#[test]
+fn settings_change_while_it_runs() {
+    let mut sim = filled(1000, 1);
+    let mut set = |settings: Settings| {
+        assert!(sim.handle.line.ask(Request::Settings(Box::new(settings))));
+        sim.burst().expect("no port was cut");
+        let Some(Reply::Settings(outcome)) = sim.handle.line.answer() else { panic!("not an answer") };
+        (outcome, sim.shard().conntrack.settings().udp_timeout, sim.shard().conntrack.len())
+    };
+    let settings = Settings { max: 1000, udp_timeout: 7, ..Settings::default() };
+    assert_eq!(set(settings.clone()), (Ok(()), 7, 1));
+    let (outcome, timeout, _) = set(Settings { max: 1001, udp_timeout: 8, ..settings });
+    assert!(outcome.is_err_and(|error| error.contains("nf_conntrack_max = 1001")) && timeout == 7);
 }
 
 #[test]

@@ -1,18 +1,21 @@
 //! What a worker and the control thread say to each other: [`Mailbox`] at the worker, [`Handle`] at the control thread.
 //!
-//! Two single-producer rings carry requests and replies, a third carries LOG records, and a bounded channel the next hops
-//! to resolve; an eventfd wakes a worker that sleeps. The worker never waits for any of them: a full ring is a lost log
-//! line (counted), a neighbour asked for again with the next packet, or a reply that is given up. It serves at most one
-//! request per burst, and a listing in pieces, so that no question disturbs forwarding.
+//! Two single-producer rings carry requests and replies, a third carries LOG records, a fourth connection events while
+//! somebody listens, and a bounded channel the next hops to resolve; an eventfd wakes a worker that sleeps. The worker
+//! never waits for any of them: a full ring is a lost log line or event (counted), a neighbour asked for again with the
+//! next packet, or a reply that is given up. It serves at most one request per burst. A walk through the connection table
+//! takes many bursts, with [`SLICE`] records looked at in each, so that no question disturbs forwarding; it fills memory
+//! that came with the request and goes back with the reply, so the worker allocates nothing for it.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rtrb::{Consumer, Producer, RingBuffer};
 use tokio::sync::mpsc;
 
-use crate::conntrack::{ConnView, Statistics};
+use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Statistics, Tuple};
 use crate::datapath::{Counters, Effects, Resolve, Shard};
 use crate::device::{PortId, QueueStatistics};
 use crate::rules::{LogRecord, RuleCounters};
@@ -22,21 +25,70 @@ use crate::wire::Family;
 
 /// LOG records between worker and control thread.
 pub const LOG_RING: usize = 1024;
+/// Events between worker and control thread.
+pub const EVENT_RING: usize = 16_384;
 const REQUEST_RING: usize = 16;
 const RESOLVE_CHANNEL: usize = 256;
 
+/// Records of the connection table that a walk looks at in one burst.
+pub const SLICE: usize = 64;
+
+/// A walk through a worker's connection table, or a part of one. It goes to the worker and comes back with what was found.
+#[derive(Debug)]
+pub struct Walk {
+    /// Which connections.
+    pub filter: ConnFilter,
+    /// Whether they are deleted, and for which process.
+    pub delete_for: Option<u32>,
+    /// Where it goes on; 0 at first. `None` after the last record.
+    pub cursor: Option<usize>,
+    /// How many records may be looked at before it comes back.
+    pub budget: usize,
+    /// Those found, as many as there is room for; then it comes back early.
+    pub entries: Vec<ConnView>,
+}
+
+impl Walk {
+    /// Goes on for one burst. True when it is to go back.
+    fn step(&mut self, shard: &mut Shard, now: Instant) -> bool {
+        let Some(cursor) = self.cursor else { return true };
+        let room = self.entries.capacity() - self.entries.len();
+        let slice = SLICE.min(self.budget).min(room);
+        if slice == 0 {
+            return true;
+        }
+        let Walk { filter, entries, .. } = self;
+        let mut take = |view: &ConnView| {
+            let wanted = filter.admits(view);
+            if wanted {
+                entries.push(*view);
+            }
+            wanted
+        };
+        self.cursor = match self.delete_for {
+            Some(by) => shard.conntrack.delete(cursor, slice, now, by, &mut take),
+            None => shard.conntrack.list(cursor, slice, now, &mut |view| {
+                take(view);
+            }),
+        };
+        self.budget -= slice;
+        self.cursor.is_none() || self.budget == 0 || self.entries.len() == self.entries.capacity()
+    }
+}
+
 /// A question of the control thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Request {
     /// All counters.
     Stats,
-    /// A piece of the connection table.
-    Conntrack {
-        /// Where to go on; 0 at first.
-        cursor: usize,
-        /// Entries to look at, at most.
-        budget: usize,
-    },
+    /// A part of the connection table. With room for no entry or no budget it comes back as it is.
+    Walk(Box<Walk>),
+    /// One connection, by a tuple of it.
+    Get(Tuple),
+    /// Events go into this ring from now on; into none.
+    Listen(Option<Producer<Event>>),
+    /// Put these settings in force.
+    Settings(Box<Settings>),
 }
 
 /// A worker's answer.
@@ -44,13 +96,14 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Stats`].
     Stats(Box<WorkerStats>),
-    /// To [`Request::Conntrack`].
-    Conntrack {
-        /// The connections of this piece.
-        entries: Vec<ConnView>,
-        /// Where the next piece starts; `None` at the end.
-        next: Option<usize>,
-    },
+    /// To [`Request::Walk`].
+    Walk(Box<Walk>),
+    /// To [`Request::Get`].
+    Get(Option<ConnView>),
+    /// To [`Request::Listen`]: done, and the ring that was in use until now.
+    Listening(Option<Producer<Event>>),
+    /// To [`Request::Settings`]: done, or why not.
+    Settings(Result<(), String>),
 }
 
 /// One device of a worker.
@@ -101,6 +154,8 @@ pub struct WorkerStats {
     pub busy_bursts: u64,
     /// LOG lines lost because nobody took them in time.
     pub logs_lost: u64,
+    /// Connection events lost because nobody took them in time.
+    pub events_lost: u64,
     /// Frames free just now.
     pub free_frames: usize,
     /// By device.
@@ -116,6 +171,10 @@ pub struct Mailbox {
     resolve: mpsc::Sender<Resolve>,
     wake: Arc<EventFd>,
     logs_lost: u64,
+    events: Option<Producer<Event>>,
+    events_lost: Arc<AtomicU64>,
+    /// The walk in progress. It is always one that the last request brought, and its reply has room.
+    walk: Option<Box<Walk>>,
 }
 
 /// The control thread's end.
@@ -137,6 +196,7 @@ pub struct Line {
     wake: Arc<EventFd>,
     /// Questions not yet answered. All but the last were given up.
     outstanding: usize,
+    events_lost: Arc<AtomicU64>,
 }
 
 impl Line {
@@ -148,6 +208,11 @@ impl Line {
         // A full counter (2^64 - 1 wake-ups unread) wakes as well.
         let _ = self.wake.write(1);
         asked
+    }
+
+    /// Connection events that the worker had no room for, since it started.
+    pub fn events_lost(&self) -> u64 {
+        self.events_lost.load(Ordering::Relaxed)
     }
 
     /// The answer to the last question, if it is there.
@@ -172,8 +237,11 @@ pub fn mailbox() -> io::Result<(Mailbox, Handle)> {
     let (logs, log_lines) = RingBuffer::new(LOG_RING);
     let (resolve, wanted) = mpsc::channel(RESOLVE_CHANNEL);
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-    let mailbox = Mailbox { requests, replies, logs, resolve, wake: wake.clone(), logs_lost: 0 };
-    let line = Line { requests: ask, replies: answers, wake, outstanding: 0 };
+    let events_lost = Arc::new(AtomicU64::new(0));
+    let line =
+        Line { requests: ask, replies: answers, wake: wake.clone(), outstanding: 0, events_lost: events_lost.clone() };
+    let mailbox =
+        Mailbox { requests, replies, logs, resolve, wake, logs_lost: 0, events: None, events_lost, walk: None };
     Ok((mailbox, Handle { line, logs: log_lines, resolve: wanted }))
 }
 
@@ -195,32 +263,58 @@ impl Mailbox {
         }
     }
 
-    /// Whether there is a request, and room for its answer.
-    #[inline]
-    pub(super) fn is_asked(&self) -> bool {
-        !self.requests.is_empty() && !self.replies.is_full()
+    /// Passes on the connection events that wait in the shard.
+    #[cold]
+    pub(super) fn forward_events(&mut self, shard: &mut Shard) {
+        let mut lost = shard.conntrack.take_events_lost();
+        for event in shard.conntrack.events().drain(..) {
+            lost += u64::from(self.events.as_mut().is_none_or(|ring| ring.push(event).is_err()));
+        }
+        if lost > 0 {
+            // Only this thread writes it.
+            self.events_lost.store(self.events_lost.load(Ordering::Relaxed) + lost, Ordering::Relaxed);
+        }
     }
 
-    /// Answers one request.
+    /// Whether there is a walk in progress, or a request and room for its answer.
+    #[inline]
+    pub(super) fn is_asked(&self) -> bool {
+        self.walk.is_some() || !self.requests.is_empty() && !self.replies.is_full()
+    }
+
+    /// Goes on with the walk, or takes up one request.
     pub(super) fn serve(
         &mut self,
-        shard: &Shard,
+        shard: &mut Shard,
         policy: &Policy,
         turns: Turns,
         queues: impl Iterator<Item = QueueStats>,
         now: Instant,
     ) {
-        let Ok(request) = self.requests.pop() else { return };
-        let reply = match request {
-            Request::Stats => Reply::Stats(Box::new(self.stats(shard, policy, turns, queues.collect()))),
-            Request::Conntrack { cursor, budget } => {
-                let mut entries = Vec::with_capacity(budget);
-                let next = shard.conntrack.list(cursor, budget, now, &mut |view| entries.push(*view));
-                Reply::Conntrack { entries, next }
+        if self.walk.is_none() {
+            let Ok(request) = self.requests.pop() else { return };
+            let reply = match request {
+                Request::Stats => Some(Reply::Stats(Box::new(self.stats(shard, policy, turns, queues.collect())))),
+                Request::Walk(walk) => {
+                    self.walk = Some(walk);
+                    None
+                }
+                Request::Get(tuple) => Some(Reply::Get(shard.conntrack.get(&tuple, now))),
+                Request::Listen(ring) => {
+                    shard.conntrack.listen(ring.is_some());
+                    Some(Reply::Listening(std::mem::replace(&mut self.events, ring)))
+                }
+                Request::Settings(settings) => Some(Reply::Settings(shard.conntrack.set_settings(*settings))),
+            };
+            if let Some(reply) = reply {
+                // Cannot fail: the ring had room, and only this side pushes.
+                let _ = self.replies.push(reply);
             }
-        };
-        // Cannot fail: the ring had room above, and only this side pushes.
-        let _ = self.replies.push(reply);
+        }
+        if self.walk.as_mut().is_some_and(|walk| walk.step(shard, now)) {
+            let walk = self.walk.take().expect("looked at above");
+            let _ = self.replies.push(Reply::Walk(walk));
+        }
     }
 
     fn stats(&self, shard: &Shard, policy: &Policy, turns: Turns, queues: Vec<QueueStats>) -> WorkerStats {
@@ -237,6 +331,7 @@ impl Mailbox {
             bursts: turns.bursts,
             busy_bursts: turns.busy_bursts,
             logs_lost: self.logs_lost,
+            events_lost: self.events_lost.load(Ordering::Relaxed),
             free_frames: turns.free_frames,
             queues,
         }

@@ -3,13 +3,15 @@
 //! One worker per core. It owns the devices of its queues, its frames and its [`Shard`]; it shares nothing but the two
 //! published values ([`Policy`], [`Routing`], one atomic load each per burst) and its mailbox. A burst: take back sent frames,
 //! give free ones, receive up to [`BATCH`] per device, decide, send, wake the kernel once; then a bounded share of time-outs
-//! and at most one request of the control thread. The clock is read once per burst, by [`Worker::run`]; [`Worker::burst`]
+//! and of what the control thread asked for. The clock is read once per burst, by [`Worker::run`]; [`Worker::burst`]
 //! takes it as an argument, so the simulator runs the same loop in virtual time.
 
 mod mailbox;
 
 use mailbox::Turns;
-pub use mailbox::{Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, WorkerStats, mailbox};
+pub use mailbox::{
+    EVENT_RING, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE, Walk, WorkerStats, mailbox,
+};
 
 use std::fmt;
 use std::io;
@@ -102,6 +104,12 @@ pub struct Worker<D, H> {
     busy_bursts: u64,
 }
 
+/// The present as workers that began at `start` have it: their time begins at second 1.
+pub fn since(start: std::time::Instant) -> Instant {
+    // 2^64 ns are 584 years.
+    Instant::from_secs(1) + start.elapsed().as_nanos() as u64
+}
+
 impl<D: Device, H: Host> Worker<D, H> {
     /// Puts a worker together.
     ///
@@ -129,23 +137,20 @@ impl<D: Device, H: Host> Worker<D, H> {
         }
     }
 
-    /// Runs until `stop` is set.
+    /// Runs until `stop` is set. Its time is [`since`] `start`.
     ///
     /// # Errors
     /// When a port is gone for good.
-    pub fn run(&mut self, poll: Poll, stop: &AtomicBool) -> Result<(), PortLost> {
-        let start = std::time::Instant::now();
+    pub fn run(&mut self, poll: Poll, start: std::time::Instant, stop: &AtomicBool) -> Result<(), PortLost> {
         let mut idle = 0u32;
         while !stop.load(Ordering::Relaxed) {
-            // 2^64 ns are 584 years.
-            let now = Instant::from_ns(start.elapsed().as_nanos() as u64) + crate::time::SECOND_NS;
-            if self.burst(now)? > 0 {
+            if self.burst(since(start))? > 0 || self.mailbox.is_asked() {
                 idle = 0;
                 continue;
             }
             idle = idle.saturating_add(1);
             if poll == Poll::Adaptive && idle > IDLE_BURSTS {
-                self.sleep(now);
+                self.sleep(since(start));
             } else {
                 std::hint::spin_loop();
             }
@@ -201,7 +206,7 @@ impl<D: Device, H: Host> Worker<D, H> {
             device: device.statistics(),
         });
         let turns = Turns { bursts: self.bursts, busy_bursts: self.busy_bursts, free_frames: self.pool.len() };
-        self.mailbox.serve(&self.shard, self.policy.load(), turns, queues, now);
+        self.mailbox.serve(&mut self.shard, self.policy.load(), turns, queues, now);
     }
 
     /// Does what the core wants done.
@@ -228,6 +233,9 @@ impl<D: Device, H: Host> Worker<D, H> {
             self.pool.put(frame);
         }
         self.mailbox.forward(&mut self.effects);
+        if self.shard.conntrack.is_listening() {
+            self.mailbox.forward_events(&mut self.shard);
+        }
     }
 
     fn kick(&mut self) -> Result<(), PortLost> {

@@ -199,6 +199,14 @@ impl Kernel {
         Command::new("ip").args(["netns", "exec", router]).args(words).output().expect("a command")
     }
 
+    /// Starts a command in the router's namespace, its standard output in a pipe.
+    pub(crate) fn start_on_router(&self, words: &[&str]) -> std::process::Child {
+        let [_, router, _] = &self.namespaces.names;
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", router]).args(words).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("a command")
+    }
+
     /// Entries in the router's table.
     pub(crate) fn count(&self) -> usize {
         let mut text = [0u8; 16];

@@ -6,19 +6,21 @@
 //! A sequence that differs is shrunk and printed. `XROUTER_PARITY_SECONDS` (default 6 per test) and
 //! `XROUTER_PARITY_SEED` choose how long and which.
 
+#[path = "../daemon/mod.rs"]
+mod daemon;
 mod generate;
 mod kernel;
 #[path = "../../src/conntrack/testing.rs"]
 mod testing;
+mod tool;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::Command;
 use std::time::{Duration, Instant as Clock};
 
 use generate::{Random, mixed_sequence, sctp_sequence, tcp_sequence};
 use kernel::Kernel;
 use testing::Segment;
-use xrouter::conntrack::{Conntrack, CtInfo, LineOptions, Settings, StateView, Tuple};
+use xrouter::conntrack::{Conntrack, Settings, StateView, Tuple};
 use xrouter::device::PortId;
 use xrouter::packet::{L4, Packet};
 use xrouter::time::Instant;
@@ -252,6 +254,7 @@ fn some_of_everything() -> Vec<Step> {
             from(icmp, &testing::icmp(reply, 0, [0, 77, 0, 1], b"")),
             to(50, b"esp"),
             from(50, b"esp"),
+            to(33, b"dccp"),
             to(47, &[0x20, 1, 0x88, 0x0b, 0, 0, 0x12, 0x34]),
             to(47, &[0, 0, 8, 0]),
             from(47, &[0, 0, 8, 0]),
@@ -262,44 +265,4 @@ fn some_of_everything() -> Vec<Step> {
     sctp[8..12].copy_from_slice(&(!xrouter::wire::checksum::crc32c(!0, &init)).to_le_bytes());
     steps.push(client(testing::ip(CLIENT, SERVER, 132, &sctp)));
     steps
-}
-
-/// The line without what depends on the moment: the seconds.
-fn without_seconds(line: &str, column: usize) -> String {
-    let mut words: Vec<&str> = line.split(' ').collect();
-    let at = words.iter().enumerate().filter(|(_, word)| !word.is_empty()).map(|(at, _)| at).nth(column);
-    words[at.expect("a column")] = "N";
-    words.join(" ")
-}
-
-#[test]
-fn lines_are_those_of_the_tool() {
-    if !nix::unistd::geteuid().is_root() || Command::new("conntrack").arg("-V").output().is_err() {
-        eprintln!("lines_are_those_of_the_tool: needs root and conntrack(8); not run");
-        return;
-    }
-    let kernel = Kernel::new().expect("namespaces");
-    let mut ct = Conntrack::new(Settings { max: 1000, ..Settings::default() }, [1, 2]);
-    let now = Instant::from_secs(1000);
-    for step in some_of_everything() {
-        kernel.send(&step).expect("forwarded");
-        let frame = testing::frame(testing::ANY_HOP, &step.packet);
-        let packet = Packet::parse(&frame, PortId::LAN, true).expect("sound");
-        let hash = ct.hash(&Tuple::of(&packet));
-        let tracked = ct.track(&packet, &frame, hash, now).expect("room");
-        assert!(tracked.info != CtInfo::Invalid, "{}", describe(&step));
-        ct.confirm(&tracked, now).expect("no clash");
-    }
-    for (extended, column) in [(false, 2), (true, 4)] {
-        let mut ours = Vec::new();
-        let options = LineOptions { extended, id: false };
-        ct.list(0, 1000, now, &mut |view| ours.push(without_seconds(&view.line(options).to_string(), column)));
-        let words = ["conntrack", "-L", "-o", "extended"];
-        let output = kernel.on_router(if extended { &words } else { &words[..2] });
-        let text = String::from_utf8(output.stdout).expect("text");
-        let mut theirs: Vec<String> = text.lines().map(|line| without_seconds(line, column)).collect();
-        ours.sort();
-        theirs.sort();
-        assert_eq!(ours, theirs);
-    }
 }

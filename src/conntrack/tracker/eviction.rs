@@ -122,7 +122,7 @@ impl Conntrack {
             let id = ConnId(self.hand.at as u32);
             let conn = self.table.get(id);
             if conn.is_confirmed() && conn.is_expired(now) {
-                self.table.remove(id);
+                self.remove(id, now, 0);
                 self.statistics.expired += 1;
                 self.advance();
                 return Ok(None);
@@ -151,9 +151,9 @@ impl Conntrack {
 
     /// Removes a connection for the sake of a new one, if the table is still full.
     #[cold]
-    pub(super) fn drop_early(&mut self, victim: ConnId) {
+    pub(super) fn drop_early(&mut self, victim: ConnId, now: Instant) {
         if self.table.len() >= self.limit() && self.table.get(victim).is_confirmed() {
-            self.table.remove(victim);
+            self.remove(victim, now, 0);
             self.statistics.early_drop += 1;
             if self.hand.at == victim.index() {
                 self.advance();
@@ -184,10 +184,10 @@ impl Conntrack {
                 continue;
             }
             if conn.is_expired(now) {
-                self.table.remove(id);
+                self.remove(id, now, 0);
                 self.statistics.expired += 1;
             } else if Expendable::of(conn) == Some(Expendable::Closing) {
-                self.table.remove(id);
+                self.remove(id, now, 0);
                 self.statistics.early_drop += 1;
             }
         }

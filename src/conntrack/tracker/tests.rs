@@ -1,9 +1,10 @@
 use super::*;
+use crate::conntrack::ConnView;
 use crate::conntrack::testing::{self, Segment};
-use crate::conntrack::{ConnView, LineOptions};
 use crate::device::PortId;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+mod event;
 mod flood;
 mod model;
 mod tcp;
@@ -60,7 +61,7 @@ impl Lab {
     }
 
     fn lines(&self) -> Vec<String> {
-        self.list().iter().map(|view| view.line(LineOptions::default()).to_string()).collect()
+        self.list().iter().map(|view| view.to_string()).collect()
     }
 
     /// Seconds left and whether it is ASSURED, of the only connection.
@@ -325,7 +326,7 @@ fn after_a_refusal_the_collector_makes_room_among_closing_connections() {
         looked += piece;
     }
     assert_eq!((lab.ct.len(), looked), ((TABLE - left) as usize, TABLE as usize));
-    assert!(lab.list().iter().all(|view| view.state == Some(crate::conntrack::StateView::Established)));
+    assert!(lab.list().iter().all(|view| view.state == Some(StateView::Established)));
     lab.ct.check();
 }
 

@@ -107,7 +107,7 @@ fn http(request: &'static str) -> (String, String) {
     runtime.block_on(async {
         let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("any port");
         let address = listener.local_addr().expect("bound");
-        let backend = Fake { count: 0 };
+        let backend = Fake::new(0);
         let mut thread = tokio::task::spawn_blocking(move || {
             let mut stream = std::net::TcpStream::connect(address).expect("it listens");
             stream.write_all(request.as_bytes()).expect("sent");
