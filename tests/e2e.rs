@@ -332,7 +332,7 @@ fn a_full_table_says_who_fills_it_and_open_connections_go_on() {
         net.ip(Place::Lan, &format!("address add 10.1.0.{host}/24 dev eth0"));
     }
     let config = net.file("small.toml");
-    fs::write(&config, "[conntrack]\nmax = 100\n").expect("a file");
+    fs::write(&config, "[conntrack]\nnf_conntrack_max = 100\n").expect("a file");
     let _server = net.start(Place::Wan, &["iperf3", "-s"]);
     net.wait_for_listener(Place::Wan, 5201);
     let router = Router::start(&net, &["--poll", "adaptive", "--config", &config.display().to_string()]);
@@ -350,6 +350,172 @@ fn a_full_table_says_who_fills_it_and_open_connections_go_on() {
     // A client gets in, and who was in stays.
     assert!(net.pings(Place::Lan, "10.2.0.2"), "no ping while the table is full");
     assert!(open.end(10 * SECOND).success(), "the open connection: {}", open.said());
+}
+
+/// A TCP connection that stays open, one that was closed, a ping, and a question that nobody answers.
+const SOME_FLOWS: &str = "
+import socket, time
+held = socket.create_connection(('10.2.0.2', 80), 5)
+socket.create_connection(('10.2.0.2', 80), 5).close()
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'?', ('10.2.0.2', 4242))
+print('made', flush=True)
+time.sleep(600)
+";
+
+/// What stands after `name=` in a line of `conntrack`, the first time.
+fn column(line: &str, name: &str) -> String {
+    let value = line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    value.unwrap_or_else(|| panic!("no {name}= in {line}")).to_owned()
+}
+
+#[test]
+fn connections_are_listed_got_deleted_and_counted() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let _server = web_server(&net, Place::Wan, 80);
+    let router = Router::start(&net, &["--poll", "adaptive"]);
+    assert!(net.pings(Place::Lan, "10.2.0.2") && net.pings(Place::Lan, "fd02::2"));
+    let flows = net.start(Place::Lan, &["python3", "-c", SOME_FLOWS]);
+    eventually(5 * SECOND, "the flows", || flows.said().contains("made"));
+    let conntrack = |words: &str| {
+        let words: Vec<&str> = ["conntrack"].into_iter().chain(words.split_whitespace()).collect();
+        let output = router.verb(&words).output().expect("it starts");
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let count = |words: &str| {
+        let (code, lines, said) = conntrack(words);
+        let count = lines.lines().count();
+        assert_eq!(code, Some(0), "{words}: {said}");
+        assert!(said.ends_with(&format!(": {count} flow entries have been shown.\n")), "{words}: {said}");
+        count
+    };
+    let all = count("-L");
+    assert_eq!(conntrack("-C").1, format!("{all}\n"));
+    assert_eq!((count("-L -p tcp --dport 80"), count("-L -p tcp --state ESTABLISHED")), (2, 1));
+    assert_eq!((count("-L -p udp --dport 4242 -u UNREPLIED"), count("-L -p udp -u SEEN_REPLY")), (1, 0));
+    assert_eq!((count("-L -f ipv6 -p icmpv6 --icmpv6-type 128"), count("-L -s 10.9.0.0/16")), (1, 0));
+    assert_eq!(count("-L -s 10.1.0.0/24 -q 10.1.0.2 -d 10.2.0.0/24"), count("-L -f ipv4"));
+    assert_eq!(count("-L --proc"), all);
+    assert_eq!(count("-L -o json"), all);
+    let (_, counters, _) = conntrack("-S");
+    assert!(counters.starts_with("cpu=") && counters.contains("\tfound=0 "), "{counters}");
+
+    let (_, line, _) = conntrack("-L -p tcp --state ESTABLISHED -o id");
+    let (port, id) = (column(&line, "sport"), column(line.trim_end(), "id"));
+    let tuple = format!("-p tcp -s 10.1.0.2 -d 10.2.0.2 --sport {port} --dport 80");
+    let (code, got, _) = conntrack(&format!("-G {tuple} -o id"));
+    assert_eq!((code, column(got.trim_end(), "id")), (Some(0), id));
+    let (code, gone, said) = conntrack(&format!("-D {tuple}"));
+    assert_eq!((code, gone.lines().count()), (Some(0), 1), "{said}");
+    let (code, none, said) = conntrack(&format!("-D {tuple}"));
+    assert_eq!((code, none.as_str()), (Some(1), ""));
+    assert!(said.ends_with(": 0 flow entries have been deleted.\n"), "{said}");
+    let (code, _, said) = conntrack(&format!("-G {tuple}"));
+    assert!(code == Some(1) && said.ends_with(": Operation failed: such conntrack doesn't exist\n"), "{said}");
+    let (code, _, said) = conntrack("-F");
+    assert!(code == Some(0) && said.ends_with(": connection tracking table has been emptied.\n"), "{said}");
+    assert_eq!(conntrack("-C").1, "0\n");
+    router.stop();
+}
+
+#[test]
+fn events_are_shown_as_they_happen() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let _server = web_server(&net, Place::Wan, 80);
+    fs::write(net.file("web/small"), "hello").expect("a file");
+    let router = Router::start(&net, &["--poll", "adaptive"]);
+    router.ask(&["sysctl", "-w", "net.netfilter.nf_conntrack_icmp_timeout=1"]);
+    let mut all = Program::start(&mut router.verb(&["conntrack", "-E", "-o", "timestamp,id"]));
+    let mut some = Program::start(&mut router.verb(&["conntrack", "-E", "-p", "tcp", "-e", "NEW,DESTROY"]));
+    eventually(5 * SECOND, "the first event", || {
+        net.pings(Place::Lan, "10.2.0.2") && all.said().contains("[NEW] icmp     1 1 src=10.1.0.2")
+    });
+    eventually(5 * SECOND, "the end of a ping", || all.said().contains("[DESTROY] icmp     1 src=10.1.0.2"));
+    net.must(Place::Lan, "curl -sS --max-time 5 -o /dev/null http://10.2.0.2/small");
+    let wanted = [
+        "[NEW] tcp      6 120 SYN_SENT src=10.1.0.2 dst=10.2.0.2 sport=",
+        "[UPDATE] tcp      6 60 SYN_RECV src=10.1.0.2 dst=10.2.0.2 sport=",
+        "[UPDATE] tcp      6 432000 ESTABLISHED src=10.1.0.2 dst=10.2.0.2 sport=",
+        "[UPDATE] tcp      6 120 FIN_WAIT src=10.1.0.2 dst=10.2.0.2 sport=",
+        "[UPDATE] tcp      6 30 LAST_ACK src=10.1.0.2 dst=10.2.0.2 sport=",
+        "[UPDATE] tcp      6 120 TIME_WAIT src=10.1.0.2 dst=10.2.0.2 sport=",
+    ];
+    let events = |program: &Program| program.said().lines().map(str::to_owned).collect::<Vec<_>>();
+    eventually(5 * SECOND, "the events of a connection", || wanted.iter().all(|line| all.said().contains(line)));
+    router.ask(&["conntrack", "-D", "-p", "tcp"]);
+    eventually(5 * SECOND, "the end of a connection", || some.said().contains("[DESTROY] tcp"));
+    eventually(5 * SECOND, "the same", || all.said().contains("[DESTROY] tcp"));
+    for (program, least) in [(&mut all, 8), (&mut some, 2)] {
+        program.signal(Signal::SIGINT);
+        assert_eq!(program.end(5 * SECOND).code(), Some(0), "{}", program.said());
+        let lines = events(program);
+        let (last, lines) = lines.split_last().expect("a line");
+        let count = format!(": {} flow events have been shown.", lines.len());
+        assert!(lines.len() >= least && last.ends_with(&count), "{last}, and\n{}", lines.join("\n"));
+    }
+    let (all, some) = (events(&all), events(&some));
+    let tcp: Vec<_> = all.iter().filter(|line| line.contains(" tcp ")).collect();
+    for (line, wanted) in tcp.iter().zip(wanted) {
+        let (time, rest) = line.split_once('\t').expect("a time in front");
+        assert!(time.starts_with('[') && rest.trim_start().starts_with(wanted), "{line}");
+        assert_eq!(column(line, "id"), column(tcp[0], "id"));
+    }
+    assert!(tcp.last().is_some_and(|line| line.contains("[USERSPACE] portid=")), "{tcp:?}");
+    let kinds: Vec<_> = some.iter().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(kinds[..2], ["[NEW]", "[DESTROY]"], "{some:?}");
+    // Nobody listens any more: nothing is lost, since nothing is kept.
+    net.must(Place::Lan, "curl -sS --max-time 5 -o /dev/null http://10.2.0.2/small");
+    assert_eq!(stats(&router)["workers"][0]["conntrack"]["events_lost"], 0);
+    router.stop();
+}
+
+#[test]
+fn settings_change_without_losing_a_connection() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let _server = web_server(&net, Place::Wan, 80);
+    // What the machine has: in its namespace, before the router starts.
+    let kernel = "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_established=7777 \
+                  net.netfilter.nf_conntrack_generic_timeout=88";
+    net.must(Place::Router, kernel);
+    let config = net.file("x.toml");
+    fs::write(&config, "[conntrack]\nnf_conntrack_generic_timeout = 99\nnf_conntrack_max = 5000\n").expect("a file");
+    let config = config.display().to_string();
+    let router = Router::start(&net, &["--poll", "adaptive", "--config", &config, "--sysctl-from-kernel"]);
+    assert!(
+        router.said().contains("nf_conntrack_tcp_timeout_established = 7777, from the kernel"),
+        "{}",
+        router.said()
+    );
+    let all = router.ask(&["sysctl", "-a"]);
+    for line in ["tcp_timeout_established = 7777", "generic_timeout = 99", "max = 5000", "count = 0"] {
+        assert!(all.contains(&format!("net.netfilter.nf_conntrack_{line}\n")), "no {line} in\n{all}");
+    }
+    let flows = net.start(Place::Lan, &["python3", "-c", SOME_FLOWS]);
+    eventually(5 * SECOND, "the flows", || flows.said().contains("made"));
+    let before = router.ask(&["conntrack", "-C"]);
+    let seconds = |protocol: &str| {
+        let lines = router.ask(&["conntrack", "-L", "-p", protocol]);
+        let times = lines.lines().map(|line| line.split_whitespace().nth(2).expect("seconds").parse::<u32>());
+        times.map(|time| time.expect("a number")).max().expect("a connection")
+    };
+    assert!((7000..=7777).contains(&seconds("tcp")), "{}", seconds("tcp"));
+    let set = router.ask(&["sysctl", "-w", "net.netfilter.nf_conntrack_icmp_timeout=300", "nf_conntrack_max=4000"]);
+    assert_eq!(set, "net.netfilter.nf_conntrack_icmp_timeout = 300\nnet.netfilter.nf_conntrack_max = 4000\n");
+    assert_eq!(router.ask(&["conntrack", "-C"]), before, "a connection was lost");
+    assert!(net.pings(Place::Lan, "10.2.0.2"));
+    assert!((250..=300).contains(&seconds("icmp")), "{}", seconds("icmp"));
+    let refused = router.verb(&["sysctl", "-w", "net.netfilter.nf_conntrack_max=5001"]).output().expect("it starts");
+    let said = text(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("needs a restart"), "{said}");
+    assert_eq!(router.ask(&["sysctl", "-n", "nf_conntrack_max"]), "4000\n");
     router.stop();
 }
 

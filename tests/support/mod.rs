@@ -337,10 +337,16 @@ impl Router {
         assert_eq!(status.code(), Some(0), "{status} (signal {:?}); it said:\n{}", status.signal(), self.said());
     }
 
-    /// Asks it something over its control socket: one of xrouter's verbs.
-    pub(crate) fn ask(&self, words: &[&str]) -> String {
+    /// One of xrouter's verbs, asking it over its control socket.
+    pub(crate) fn verb(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xrouter"));
-        must(command.args(words).arg("--control").arg(&self.control))
+        command.args(words).arg("--control").arg(&self.control);
+        command
+    }
+
+    /// The same, which must succeed; what it printed.
+    pub(crate) fn ask(&self, words: &[&str]) -> String {
+        must(&mut self.verb(words))
     }
 }
 
