@@ -65,7 +65,7 @@ pub fn set_link(frame: &mut [u8], destination: Mac, source: Mac) {
 pub enum Options {
     /// Nothing: none there, or only such as are carried along (padding, router alert, security, unknown ones).
     Carry,
-    /// Record Route or Timestamp: [`record_in_options`] has work to do.
+    /// Record Route, Timestamp, or bytes after the end of the list: [`record_in_options`] has work to do.
     Record,
     /// A source route, which Linux does not follow (`accept_source_route=0`).
     SourceRoute,
@@ -79,6 +79,8 @@ const RECORD_ROUTE: u8 = 7;
 const TIMESTAMP: u8 = 68;
 const LOOSE_SOURCE_ROUTE: u8 = 131;
 const STRICT_SOURCE_ROUTE: u8 = 137;
+const CIPSO: u8 = 134;
+const ROUTER_ALERT: u8 = 148;
 
 /// Reads the IPv4 options of `frame` as Linux's `__ip_options_compile` does.
 pub fn check_options(frame: &[u8], packet: &Packet) -> Options {
@@ -87,10 +89,16 @@ pub fn check_options(frame: &[u8], packet: &Packet) -> Options {
     }
     let header = &frame[usize::from(packet.l3_at)..usize::from(packet.l4_at)];
     let mut found = Options::Carry;
+    let mut seen = [false; 2];
     let mut at = ipv4::HEADER_LEN;
     while at < header.len() {
         let length = match header[at] {
-            END => break,
+            END => {
+                if header[at..].iter().any(|&byte| byte != END) {
+                    found = Options::Record;
+                }
+                break;
+            }
             NOP => {
                 at += 1;
                 continue;
@@ -102,7 +110,13 @@ pub fn check_options(frame: &[u8], packet: &Packet) -> Options {
         }
         match header[at] {
             LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return Options::SourceRoute,
+            // No label has a meaning here, as in Linux without NetLabel's configuration.
+            CIPSO => return Options::Malformed(at as u8 + if length < 8 { 1 } else { 2 }),
+            ROUTER_ALERT if length < 4 => return Options::Malformed(at as u8 + 1),
             kind @ (RECORD_ROUTE | TIMESTAMP) => {
+                if core::mem::replace(&mut seen[usize::from(kind == TIMESTAMP)], true) {
+                    return Options::Malformed(at as u8);
+                }
                 if let Some(wrong) = wrong_list(kind, &header[at..at + length]) {
                     return Options::Malformed(at as u8 + wrong);
                 }
@@ -127,8 +141,9 @@ fn wrong_list(kind: u8, option: &[u8]) -> Option<u8> {
     (slot < first_slot || overlaps_end).then_some(2)
 }
 
-/// Writes `address` (that of the port the packet leaves by) into the next free slot of a Record Route option. A packet that
-/// carries a Timestamp option is not rewritten: the return value is false, and it must not be forwarded.
+/// Writes `address` (that of the port the packet leaves by) into the next free slot of a Record Route option, and blanks what
+/// follows the end of the list. A packet that carries a Timestamp option is not rewritten: the return value is false, and
+/// it must not be forwarded.
 pub fn record_in_options(frame: &mut [u8], packet: &Packet, address: Addr) -> bool {
     let header = &mut frame[usize::from(packet.l3_at)..usize::from(packet.l4_at)];
     let mut at = ipv4::HEADER_LEN;
@@ -150,6 +165,9 @@ pub fn record_in_options(frame: &mut [u8], packet: &Packet, address: Addr) -> bo
             _ => {}
         }
         at += length;
+    }
+    if let Some(rest) = header.get_mut(at..) {
+        rest.fill(END);
     }
     ipv4::set_checksum(header);
     true

@@ -362,34 +362,37 @@ pub struct Chain {
     pub complete: bool,
 }
 
-/// How many extension headers are followed. RFC 8200 recommends each at most once (destination options twice); a longer
-/// chain only serves to hide a transport header.
-const CHAIN_MAX: usize = 8;
-
 /// Follows the chain of `ip`, which starts at the IPv6 header and ends at its payload's end, as Linux's
-/// `ipv6_skip_exthdr` does. A fragment header ends in a drop until reassembly is there.
+/// `ipv6_skip_exthdr` does: to its end, since every header takes eight bytes of the packet at least. A fragment header ends
+/// in a drop until reassembly is there.
 ///
 /// # Errors
 /// [`DropReason::IpFragment`]; [`DropReason::Ipv6HopByHop`] for hop-by-hop options that Linux does not forward.
 pub fn walk_extension_headers(ip: &[u8]) -> Result<Chain, DropReason> {
     let mut at = ipv6::HEADER_LEN;
     let mut next = ipv6::next_header(ip);
-    for index in 0..CHAIN_MAX {
+    loop {
         let unit = match next {
             proto::HOP_BY_HOP | proto::ROUTING | proto::DEST_OPTIONS => 8,
             proto::AH => 4,
             proto::FRAGMENT => return Err(DropReason::IpFragment),
             proto => return Ok(Chain { l4_at: at, proto, complete: true }),
         };
-        let Some(header) = ip.get(at..at + 2) else { break };
+        // Only directly after the IPv6 header does Linux read it (`ipv6_rcv`); further on it is one more header to skip,
+        // though RFC 8200 section 4.1 does not allow it there.
+        let is_read = next == proto::HOP_BY_HOP && at == ipv6::HEADER_LEN;
+        let Some(header) = ip.get(at..at + 2) else {
+            if is_read {
+                return Err(DropReason::Ipv6HopByHop);
+            }
+            break;
+        };
         let length = match unit {
             8 => usize::from(header[1]) * 8 + 8,
             _ => usize::from(header[1]) * 4 + 8,
         };
-        // Only directly after the IPv6 header does Linux read it (`ipv6_rcv`); further on it is one more header to skip,
-        // though RFC 8200 section 4.1 does not allow it there.
-        if next == proto::HOP_BY_HOP && index == 0 {
-            check_hop_by_hop(ip.get(at + 2..at + length).ok_or(DropReason::Ipv6HopByHop)?)?;
+        if is_read {
+            check_hop_by_hop(ip.get(at..at + length).ok_or(DropReason::Ipv6HopByHop)?)?;
         }
         next = header[0];
         at += length;
@@ -400,21 +403,49 @@ pub fn walk_extension_headers(ip: &[u8]) -> Result<Chain, DropReason> {
     Ok(Chain { l4_at: at.min(ip.len()), proto: next, complete: false })
 }
 
-/// Options that ask to discard the packet when not understood (RFC 8200 section 4.2: the two high bits are not 00), and
-/// lengths that reach beyond the header. Jumbo payload (RFC 2675) is one of those Linux takes only with length 0.
-fn check_hop_by_hop(mut options: &[u8]) -> Result<(), DropReason> {
+/// What Linux (`ip6_parse_tlv`) drops: options that ask to discard the packet when not understood (RFC 8200 section 4.2: the
+/// two high bits are not 00), lengths that reach beyond the header, more padding than aligns anything or with something in
+/// it, more than eight options, a Router Alert of another length than its own, a label (no label has a meaning here, as in
+/// Linux without NetLabel's configuration), misaligned in-situ OAM. Jumbo payload (RFC 2675) is one of those it takes only
+/// with length 0.
+fn check_hop_by_hop(header: &[u8]) -> Result<(), DropReason> {
     const PAD1: u8 = 0;
+    const PADN: u8 = 1;
     const ROUTER_ALERT: u8 = 5;
+    const CALIPSO: u8 = 7;
+    const IOAM: u8 = 0x31;
+    const PADDING_MAX: usize = 7;
+    const OPTIONS_MAX: u32 = 8;
+    let mut options = &header[2..];
+    let (mut padding, mut count) = (0, 0);
     while let [kind, rest @ ..] = options {
         if *kind == PAD1 {
+            padding += 1;
             options = rest;
-            continue;
+        } else {
+            let length = usize::from(*rest.first().ok_or(DropReason::Ipv6HopByHop)?);
+            let value = rest.get(1..1 + length).ok_or(DropReason::Ipv6HopByHop)?;
+            let fine = match *kind {
+                PADN => value.iter().all(|&byte| byte == 0),
+                ROUTER_ALERT => length == 2,
+                CALIPSO => false,
+                IOAM => (header.len() - options.len()).is_multiple_of(4),
+                kind => kind & 0xc0 == 0,
+            };
+            if *kind == PADN {
+                padding += 2 + length;
+            } else {
+                padding = 0;
+                count += 1;
+            }
+            if !fine || count > OPTIONS_MAX {
+                return Err(DropReason::Ipv6HopByHop);
+            }
+            options = &rest[1 + length..];
         }
-        let length = usize::from(*rest.first().ok_or(DropReason::Ipv6HopByHop)?);
-        if *kind != ROUTER_ALERT && kind & 0xc0 != 0 {
+        if padding > PADDING_MAX {
             return Err(DropReason::Ipv6HopByHop);
         }
-        options = rest.get(1 + length..).ok_or(DropReason::Ipv6HopByHop)?;
     }
     Ok(())
 }
