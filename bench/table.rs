@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant as Clock};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use xrouter::conntrack::{Conntrack, CtInfo, Settings, Tuple};
+use xrouter::conntrack::{Conntrack, CtInfo, Settings, Template, Tuple};
 use xrouter::device::PortId;
 use xrouter::packet::Packet;
 use xrouter::time::Instant;
@@ -46,7 +46,7 @@ fn full(size: usize) -> (Conntrack, Vec<u32>) {
     for number in 0..size as u32 {
         let packet = packet_of(number, false);
         let hash = ct.hash(&Tuple::of(&packet));
-        let tracked = ct.track(&packet, &frame, hash, Instant::ZERO).expect("room");
+        let tracked = ct.track(&packet, &frame, hash, Template::DEFAULT, Instant::ZERO).expect("room");
         ct.confirm(&tracked, Instant::ZERO).expect("room");
     }
     assert_eq!(ct.len(), size);
@@ -94,7 +94,9 @@ fn track(criterion: &mut Criterion) {
                         if extra {
                             black_box(ct.find(&Tuple::of(packet), hash));
                         } else {
-                            let tracked = ct.track(packet, &frame, hash, Instant::from_secs(1)).expect("known");
+                            let tracked = ct
+                                .track(packet, &frame, hash, Template::DEFAULT, Instant::from_secs(1))
+                                .expect("known");
                             debug_assert_eq!(tracked.info, CtInfo::New);
                             black_box(tracked);
                         }
@@ -137,7 +139,7 @@ fn fill_and_expire(criterion: &mut Criterion) {
                         let start = Clock::now();
                         for packet in &packets {
                             let hash = ct.hash(&Tuple::of(packet));
-                            let tracked = ct.track(packet, &frame, hash, now).expect("room");
+                            let tracked = ct.track(packet, &frame, hash, Template::DEFAULT, now).expect("room");
                             ct.confirm(&tracked, now).expect("room");
                         }
                         let filled = Clock::now();

@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use daemon::Daemon;
-use xrouter::conntrack::{Conntrack, Settings, Tuple};
+use xrouter::conntrack::{Conntrack, Settings, Template, Tuple};
 use xrouter::device::PortId;
 use xrouter::packet::Packet;
 use xrouter::time::Instant;
@@ -168,7 +168,7 @@ fn daemon(name: &str, count: u16) -> Daemon {
         let frame = testing::frame(testing::ANY_HOP, &testing::ip(src, dst, 6, &segment.bytes()));
         let packet = Packet::parse(&frame, PortId::LAN, true).expect("a sound packet");
         let hash = table.hash(&Tuple::of(&packet));
-        let tracked = table.track(&packet, &frame, hash, now).expect("room");
+        let tracked = table.track(&packet, &frame, hash, Template::DEFAULT, now).expect("room");
         table.confirm(&tracked, now).expect("room");
     };
     for port in 1..=count {

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use testing::Segment;
-use xrouter::conntrack::{ConnRef, Conntrack, Settings, Tracked, Tuple};
+use xrouter::conntrack::{ConnRef, Conntrack, Settings, Template, Tracked, Tuple};
 use xrouter::device::PortId;
 use xrouter::packet::Packet;
 use xrouter::time::Instant;
@@ -79,7 +79,7 @@ impl World {
         self.ct.prefetch_bucket(hash);
         self.ct.prefetch_conn(&packet, hash);
         let before = self.ct.len();
-        match self.ct.track(&packet, frame, hash, self.now) {
+        match self.ct.track(&packet, frame, hash, Template::DEFAULT, self.now) {
             Ok(tracked) => {
                 assert!(self.ct.len() <= before);
                 assert_eq!(tracked.conn == ConnRef::None, self.ct.conn(tracked.conn).is_none());

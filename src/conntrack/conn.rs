@@ -15,6 +15,7 @@
 use super::list::StateView;
 use super::sctp::SctpState;
 use super::tcp::{TcpRecord, TcpState};
+use super::template::{Zone, ZoneDirection};
 use super::tuple::{CtStatus, Direction, Tuple};
 use crate::time::Instant;
 use crate::wire::{Addr, Family, proto};
@@ -76,6 +77,10 @@ impl Conn {
     pub(super) const CHANGED: u8 = 4;
     /// Its protocol's state has changed, and no event has told so yet.
     pub(super) const MOVED: u8 = 8;
+    /// Its zone is that of the original tuple only.
+    const ZONE_ORIGINAL: u8 = 0x10;
+    /// Its zone is that of the reply tuple only.
+    const ZONE_REPLY: u8 = 0x20;
     /// It is of IPv6.
     const V6: u8 = 0x80;
 
@@ -99,14 +104,30 @@ impl Conn {
         nat: END,
     };
 
-    /// The record of a connection that starts with `tuple`.
-    fn new(tuple: &Tuple) -> Conn {
-        let Tuple { sport, dport, zone, proto, .. } = *tuple;
-        let conn = Conn { sport, dport, zone, proto, ..Conn::FREE };
+    /// The record of a connection that starts with `tuple`, in `zone`.
+    fn new(tuple: &Tuple, zone: Zone) -> Conn {
+        let Tuple { sport, dport, proto, .. } = *tuple;
+        let side = match zone.direction {
+            ZoneDirection::Both => 0,
+            ZoneDirection::Original => Conn::ZONE_ORIGINAL,
+            ZoneDirection::Reply => Conn::ZONE_REPLY,
+        };
+        let conn = Conn { sport, dport, zone: zone.id, proto, flags: side, ..Conn::FREE };
         match tuple.family {
             Family::V4 => Conn { src: tuple.src.v4_bits(), dst: tuple.dst.v4_bits(), ..conn },
-            Family::V6 => Conn { flags: Conn::V6, ..conn },
+            Family::V6 => Conn { flags: side | Conn::V6, ..conn },
         }
+    }
+
+    /// Its zone.
+    #[inline]
+    pub fn zone(&self) -> Zone {
+        let direction = match self.flags & (Conn::ZONE_ORIGINAL | Conn::ZONE_REPLY) {
+            Conn::ZONE_ORIGINAL => ZoneDirection::Original,
+            Conn::ZONE_REPLY => ZoneDirection::Reply,
+            _ => ZoneDirection::Both,
+        };
+        Zone { id: self.zone, direction }
     }
 
     /// IP version.
@@ -130,8 +151,8 @@ impl Conn {
             Family::V4 => [Addr::from_v4(self.src), Addr::from_v4(self.dst)],
             Family::V6 => v6(),
         };
-        let Conn { sport, dport, proto, zone, .. } = *self;
-        let original = Tuple { src, dst, sport, dport, proto, family, zone };
+        let Conn { sport, dport, proto, .. } = *self;
+        let original = Tuple { src, dst, sport, dport, proto, family, zone: self.zone().of(direction) };
         match direction {
             Direction::Original => original,
             // Only invertible tuples become connections.
@@ -151,7 +172,8 @@ impl Conn {
             Direction::Original => (from, to),
             Direction::Reply => (to, from),
         };
-        let same_kind = self.family() == Family::V4 && self.proto == tuple.proto && self.zone == tuple.zone;
+        let same_kind =
+            self.family() == Family::V4 && self.proto == tuple.proto && self.zone().of(direction) == tuple.zone;
         Some(same_kind && src == (tuple.src.v4_bits(), tuple.sport) && dst == (tuple.dst.v4_bits(), tuple.dport))
     }
 
@@ -205,9 +227,15 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// A connection that starts with `tuple`.
+    /// A connection that starts with `tuple`, in the tuple's zone.
+    #[cfg(test)]
     pub(super) fn new(tuple: Tuple) -> Prepared {
-        Prepared { addresses: [tuple.src, tuple.dst], conn: Conn::new(&tuple), tcp: TcpRecord::BLANK }
+        Prepared::in_zone(tuple, Zone { id: tuple.zone, ..Zone::DEFAULT })
+    }
+
+    /// A connection that starts with `tuple`, in `zone`.
+    pub(super) fn in_zone(tuple: Tuple, zone: Zone) -> Prepared {
+        Prepared { addresses: [tuple.src, tuple.dst], conn: Conn::new(&tuple, zone), tcp: TcpRecord::BLANK }
     }
 
     /// The tuple of one direction.

@@ -26,6 +26,11 @@ impl Counter {
         self.packets += 1;
         self.bytes += u64::from(packet.l3_len);
     }
+
+    /// Both together.
+    pub(super) fn plus(self, other: Counter) -> Counter {
+        Counter { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
+    }
 }
 
 /// One tuple. What the two numbers mean depends on the protocol, see [`Tuple`].
@@ -167,6 +172,7 @@ impl ConnView {
         tuples: [Tuple; 2],
         id: u32,
         counters: Option<[Counter; 2]>,
+        start: Option<u64>,
         now: Instant,
     ) -> ConnView {
         ConnView {
@@ -180,7 +186,7 @@ impl ConnView {
             counters,
             status: conn.status.0,
             mark: conn.mark,
-            start: None,
+            start,
             stop: None,
             id,
         }

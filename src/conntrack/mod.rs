@@ -16,6 +16,7 @@ mod sctp;
 mod settings;
 mod table;
 mod tcp;
+mod template;
 #[cfg(test)]
 mod testing;
 mod text;
@@ -30,6 +31,7 @@ pub use event::{Event, EventKind, EventMask};
 pub use filter::{ConnFilter, Masked, Network, TupleFilter};
 pub use list::{ConnView, Counter, StateView, TupleView, protocol_name};
 pub use settings::Settings;
+pub use template::{Template, Zone, ZoneDirection};
 pub use text::LineOptions;
 pub use tracker::{ConnRef, Conntrack, Memory, Statistics, Tracked};
 pub use tuple::{CtInfo, CtStatus, Direction, Tuple};

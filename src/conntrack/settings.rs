@@ -20,6 +20,9 @@ pub struct Settings {
     /// Packets and bytes are counted per entry and direction (entries made while this is off have no counters).
     #[serde(deserialize_with = "switch")]
     pub acct: bool,
+    /// When an entry was confirmed is kept, if this is on at start.
+    #[serde(deserialize_with = "switch")]
+    pub timestamp: bool,
     /// A connection whose beginning was not seen is picked up from an ACK.
     #[serde(deserialize_with = "switch")]
     pub tcp_loose: bool,
@@ -89,6 +92,7 @@ impl Default for Settings {
             max: 262_144,
             checksum: true,
             acct: false,
+            timestamp: false,
             tcp_loose: true,
             tcp_be_liberal: false,
             tcp_ignore_invalid_rst: false,

@@ -236,24 +236,45 @@ impl Table {
     /// The connection that has this key, and the direction of the key. Knows nothing of time.
     #[inline]
     pub(super) fn find(&self, tuple: &Tuple, hash: u64) -> Option<(ConnId, Direction)> {
+        self.find_where(tuple, hash, |_| true)
+    }
+
+    /// [`Table::find`] among the keys of one direction.
+    pub(super) fn find_of(&self, tuple: &Tuple, hash: u64, direction: Direction) -> Option<(ConnId, Direction)> {
+        self.find_where(tuple, hash, |found| found == direction)
+    }
+
+    #[inline(always)]
+    fn find_where(
+        &self,
+        tuple: &Tuple,
+        hash: u64,
+        is_wanted: impl Fn(Direction) -> bool + Copy,
+    ) -> Option<(ConnId, Direction)> {
         let home = self.home(hash);
         let tag = Table::tag(hash);
         let bucket = &self.buckets[home];
-        match self.find_in(bucket, tag, tuple) {
-            None if bucket.reach > 0 => self.find_beyond(home, tag, tuple),
+        match self.find_in(bucket, tag, tuple, is_wanted) {
+            None if bucket.reach > 0 => self.find_beyond(home, tag, tuple, is_wanted),
             found => found,
         }
     }
 
-    #[inline]
-    fn find_in(&self, bucket: &Bucket, tag: u16, tuple: &Tuple) -> Option<(ConnId, Direction)> {
+    #[inline(always)]
+    fn find_in(
+        &self,
+        bucket: &Bucket,
+        tag: u16,
+        tuple: &Tuple,
+        is_wanted: impl Fn(Direction) -> bool,
+    ) -> Option<(ConnId, Direction)> {
         let mut mask = bucket.matches(tag);
         while mask != 0 {
             let slot = bucket.slots[mask.trailing_zeros() as usize];
             mask &= mask - 1;
             let direction = if slot & REPLY_BIT == 0 { Direction::Original } else { Direction::Reply };
             let id = ConnId(slot & !REPLY_BIT);
-            if self.has(id, direction, tuple) {
+            if is_wanted(direction) && self.has(id, direction, tuple) {
                 return Some((id, direction));
             }
         }
@@ -261,13 +282,19 @@ impl Table {
     }
 
     #[cold]
-    fn find_beyond(&self, home: usize, tag: u16, tuple: &Tuple) -> Option<(ConnId, Direction)> {
+    fn find_beyond(
+        &self,
+        home: usize,
+        tag: u16,
+        tuple: &Tuple,
+        is_wanted: impl Fn(Direction) -> bool + Copy,
+    ) -> Option<(ConnId, Direction)> {
         let reach = usize::from(self.buckets[home].reach);
-        (1..=reach).find_map(|distance| self.find_in(&self.buckets[self.beyond(home, distance)], tag, tuple))
+        (1..=reach).find_map(|distance| self.find_in(&self.buckets[self.beyond(home, distance)], tag, tuple, is_wanted))
     }
 
-    /// Puts a connection into the table, findable by both tuples, and marks it CONFIRMED. Neither key may be there yet,
-    /// and the table may not be full.
+    /// Puts a connection into the table, findable by both tuples, and marks it CONFIRMED. Neither key may be there yet in
+    /// its direction, and the table may not be full.
     ///
     /// # Errors
     /// [`IndexFull`]; nothing has changed then.
@@ -425,7 +452,7 @@ impl Table {
             count += 1;
             for direction in [Direction::Original, Direction::Reply] {
                 let tuple = self.tuple(ConnId(index as u32), direction);
-                let found = self.find(&tuple, self.hash(&tuple)).map(|(id, _)| id);
+                let found = self.find_of(&tuple, self.hash(&tuple), direction).map(|(id, _)| id);
                 assert_eq!(found, Some(ConnId(index as u32)), "{tuple:?} not found");
             }
         }

@@ -6,10 +6,18 @@
 //! is confirmed, or not, before the next is tracked. [`Conntrack::expire`] collects what has timed out, a bounded piece
 //! at a time; what it has not got to yet is matched by no lookup.
 //!
-//! Differences from Linux, all wanted: when the table is full, one connection goes for each new one, not a whole bucket
-//! of them, it goes only when the rules have let the new one pass, and which one goes is not left to chance (`eviction`
-//! says more); an insertion cannot clash with another processor's. DESTROY events are told when a connection is removed,
-//! which here is soon after it timed out, in Linux within a minute.
+//! Differences from Linux, all wanted; this is their one list:
+//! - When the table is full, one connection goes for each new one, not a whole bucket of them; it goes only when the rules
+//!   have let the new one pass, and which one goes is not left to chance (`eviction` says more).
+//! - An insertion cannot clash with another processor's: there is none.
+//! - DESTROY events are told when a connection is removed, which here is soon after it timed out, in Linux within a minute.
+//! - UDP-Lite's checksum is verified with its own protocol number (RFC 3828). Linux verifies it with UDP's, so it calls
+//!   every right one INVALID.
+//! - A transport checksum that is the bare sum of the pseudo-header is taken for one that a NIC was to finish, as veth and
+//!   virtio hand packets over. Linux knows from its own records whether it is, and would call it INVALID where it is not.
+//! - Zones of one direction allow two connections of which a packet could be either, in opposite directions. Linux takes
+//!   the younger; here it may be either.
+//! - Fragments are dropped before conntrack until reassembly is there.
 
 mod eviction;
 
@@ -24,6 +32,7 @@ use super::list::{ConnView, Counter, StateView};
 use super::settings::Settings;
 use super::table::Table;
 use super::tcp::TcpRecord;
+use super::template::{Template, Zone, ZoneDirection};
 use super::tuple::{CtInfo, CtStatus, Direction, Tuple};
 use super::wheel::Wheel;
 use super::{generic, sctp, tcp, udp};
@@ -200,6 +209,8 @@ pub struct Conntrack {
     relief: Option<usize>,
     /// By record number; empty unless `acct` was on at start.
     counters: Vec<[Counter; 2]>,
+    /// When each was confirmed, by record number; empty unless `timestamp` was on at start.
+    starts: Vec<Instant>,
     statistics: Statistics,
     events: Recorder,
 }
@@ -214,6 +225,7 @@ impl Conntrack {
         let table = Table::new(settings.max, secret);
         let counters = if settings.acct { vec![[Counter::default(); 2]; settings.max] } else { Vec::new() };
         let hand = Hand::new(settings.max);
+        let starts = if settings.timestamp { vec![Instant::ZERO; settings.max] } else { Vec::new() };
         Conntrack {
             settings,
             table,
@@ -224,6 +236,7 @@ impl Conntrack {
             victim: None,
             relief: None,
             counters,
+            starts,
             statistics: Statistics::default(),
             events: Recorder::new(),
         }
@@ -235,7 +248,7 @@ impl Conntrack {
     }
 
     /// Puts other settings in force; no connection is lost. `max` cannot grow beyond the capacity the tracker was built
-    /// with, and `acct` cannot be turned on if it was off then.
+    /// with, and `acct` and `timestamp` cannot be turned on if they were off then.
     ///
     /// # Errors
     /// Which setting needs a restart.
@@ -250,6 +263,9 @@ impl Conntrack {
         }
         if settings.acct && self.counters.is_empty() {
             return Err("nf_conntrack_acct = 1: memory for counters is taken at start; needs a restart".into());
+        }
+        if settings.timestamp && self.starts.is_empty() {
+            return Err("nf_conntrack_timestamp = 1: memory for start times is taken at start; needs a restart".into());
         }
         self.settings = settings;
         Ok(())
@@ -273,14 +289,25 @@ impl Conntrack {
         self.table.prefetch_conn(hash, packet.family, packet.proto);
     }
 
-    /// Classifies a packet and updates its connection, or prepares a new one. `hash` is that of [`Tuple::of`] the packet.
+    /// Classifies a packet and updates its connection, or prepares a new one. `hash` is that of [`Tuple::of`] the packet;
+    /// `template` is what raw PREROUTING said.
     ///
     /// # Errors
     /// [`DropReason::ConntrackFull`], when a new connection finds no room.
     #[inline]
-    pub fn track(&mut self, packet: &Packet, frame: &[u8], hash: u64, now: Instant) -> Result<Tracked, DropReason> {
+    pub fn track(
+        &mut self,
+        packet: &Packet,
+        frame: &[u8],
+        hash: u64,
+        template: Template,
+        now: Instant,
+    ) -> Result<Tracked, DropReason> {
         self.prepared = None;
         self.victim = None;
+        if template.notrack {
+            return Ok(Tracked::UNTRACKED);
+        }
         let mut tuple = Tuple::of(packet);
         let mut hash = hash;
         match packet.proto {
@@ -290,7 +317,7 @@ impl Conntrack {
                 }
             }
             proto::ICMP | proto::ICMPV6 => {
-                if let Some(tracked) = self.look_at_icmp(packet, frame, now) {
+                if let Some(tracked) = self.look_at_icmp(packet, frame, template.zone, now) {
                     return Ok(tracked);
                 }
             }
@@ -304,9 +331,13 @@ impl Conntrack {
             },
         }
         loop {
-            let tracked = match self.lookup(&tuple, hash, now) {
+            let found = match template.zone {
+                Zone::DEFAULT => self.lookup(&tuple, hash, now),
+                zone => self.lookup_in(zone, tuple, now),
+            };
+            let tracked = match found {
                 Some((id, direction)) => self.update(id, direction, packet, frame, now),
-                None => Some(self.prepare(tuple, packet, frame, now)?),
+                None => Some(self.prepare(tuple, template.zone, packet, frame, now)?),
             };
             if let Some(tracked) = tracked {
                 return Ok(tracked);
@@ -330,7 +361,7 @@ impl Conntrack {
         self.prepared = None;
         match self.update(known.0, known.1, packet, frame, now) {
             Some(tracked) => Ok(tracked),
-            None => self.track(packet, frame, hash, now),
+            None => self.track(packet, frame, hash, Template::DEFAULT, now),
         }
     }
 
@@ -369,8 +400,12 @@ impl Conntrack {
         let Some(mut new) = self.prepared.take() else { return Ok(()) };
         for direction in [Direction::Original, Direction::Reply] {
             let tuple = new.tuple(direction);
-            if self.lookup(&tuple, self.hash(&tuple), now).is_some() {
-                return self.resolve_clash(&new.conn);
+            let taken = match new.conn.zone().direction {
+                ZoneDirection::Both => self.lookup(&tuple, self.hash(&tuple), now),
+                _ => self.lookup_of(&tuple, direction, now),
+            };
+            if let Some((id, _)) = taken {
+                return self.resolve_clash(&new, id);
             }
         }
         if let Some(victim) = self.victim.take() {
@@ -390,6 +425,9 @@ impl Conntrack {
         if let Some(counters) = self.counters.get_mut(id.index()) {
             *counters = [self.prepared_counter, Counter::default()];
         }
+        if let Some(start) = self.starts.get_mut(id.index()) {
+            *start = if self.settings.timestamp { now } else { Instant::ZERO };
+        }
         let record = self.table.get_mut(id);
         if record.link == UNLINKED {
             self.wheel.hang(record, id, now);
@@ -399,13 +437,22 @@ impl Conntrack {
         Ok(())
     }
 
-    /// Without NAT the reply tuple is the inverse, so whoever has one of the two tuples has the other: the existing
-    /// connection is the same one, seen first by an earlier packet (`nf_ct_resolve_clash`).
+    /// Another connection has one of the two tuples (`nf_ct_resolve_clash`). A packet joins it if the other tuple is the same
+    /// too and its protocol does not retransmit; else it is dropped. Packet by packet only a reply tuple can be taken, by
+    /// zones of one direction.
     #[cold]
-    fn resolve_clash(&mut self, conn: &Conn) -> Result<(), DropReason> {
-        let may_join = !matches!(conn.proto, proto::TCP | proto::SCTP | proto::ICMP | proto::ICMPV6);
-        if may_join {
+    fn resolve_clash(&mut self, new: &Prepared, winner: ConnId) -> Result<(), DropReason> {
+        let conn = &new.conn;
+        let retransmits = matches!(conn.proto, proto::TCP | proto::SCTP | proto::ICMP | proto::ICMPV6);
+        let (here, there) = (new.tuple(Direction::Original), self.table.tuple(winner, Direction::Original));
+        if !retransmits && (there, self.table.get(winner).zone()) == (here, conn.zone()) {
             self.statistics.clash_resolve += 1;
+            let count = self.prepared_counter;
+            if conn.flags & Conn::COUNTED != 0
+                && let Some([original, _]) = self.counters_of(winner)
+            {
+                *original = original.plus(count);
+            }
             return Ok(());
         }
         self.statistics.insert_failed += 1;
@@ -455,6 +502,23 @@ impl Conntrack {
         self.table.find(tuple, hash)
     }
 
+    /// Sets the mark of a packet's connection (CONNMARK). `false` when it has none.
+    #[inline]
+    pub fn set_mark(&mut self, conn: ConnRef, mark: u32) -> bool {
+        let listening = self.events.is_on();
+        let record = match conn {
+            ConnRef::None => None,
+            ConnRef::Confirmed(id) => Some(self.table.get_mut(id)).filter(|conn| conn.is_confirmed()),
+            ConnRef::Prepared => self.prepared.as_mut().map(|new| &mut new.conn),
+        };
+        let Some(conn) = record else { return false };
+        if conn.mark != mark {
+            conn.mark = mark;
+            conn.flags |= if listening { Conn::CHANGED } else { 0 };
+        }
+        true
+    }
+
     /// The record of a packet's connection.
     pub fn conn(&self, conn: ConnRef) -> Option<&Conn> {
         match conn {
@@ -493,8 +557,8 @@ impl Conntrack {
     /// What it takes of the machine's memory.
     pub fn memory(&self) -> Memory {
         let (start, v6) = self.table.memory_bytes();
-        let counters = self.counters.len() * size_of::<[Counter; 2]>();
-        Memory { entries: self.capacity(), start_bytes: start + counters + size_of::<Conntrack>(), v6_bytes: v6 }
+        let beside = self.counters.len() * size_of::<[Counter; 2]>() + self.starts.len() * size_of::<Instant>();
+        Memory { entries: self.capacity(), start_bytes: start + beside + size_of::<Conntrack>(), v6_bytes: v6 }
     }
 
     /// Counters.
@@ -604,7 +668,8 @@ impl Conntrack {
         // An identifier that does not tell where the record lies, as Linux's.
         let tuples = [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
         let name = (self.table.hash(&tuples[0]) >> 16) as u32 ^ id.0;
-        ConnView::new(conn, tuples, name, counters, now)
+        let start = self.starts.get(id.index()).filter(|start| **start != Instant::ZERO);
+        ConnView::new(conn, tuples, name, counters, start.map(|start| start.as_ns()), now)
     }
 
     /// Checks every invariant of table and wheel, slowly.
@@ -626,17 +691,53 @@ impl Conntrack {
     /// Finds a live connection; removes an expired one that is in the way.
     #[inline]
     pub fn lookup(&mut self, tuple: &Tuple, hash: u64, now: Instant) -> Option<(ConnId, Direction)> {
-        let (id, direction) = self.table.find(tuple, hash)?;
+        let found = self.table.find(tuple, hash)?;
+        self.live(found, now)
+    }
+
+    /// `found`, if its time is not up.
+    #[inline]
+    fn live(&mut self, found: (ConnId, Direction), now: Instant) -> Option<(ConnId, Direction)> {
+        let (id, _) = found;
         if self.table.get(id).is_expired(now) {
             self.remove(id, now, 0);
             self.statistics.expired += 1;
             return None;
         }
-        Some((id, direction))
+        Some(found)
+    }
+
+    /// [`Conntrack::lookup`] in a zone: the original tuple in the zone's part for originals, or the reply tuple in that for
+    /// replies (`__nf_conntrack_find_get`).
+    #[cold]
+    fn lookup_in(&mut self, zone: Zone, tuple: Tuple, now: Instant) -> Option<(ConnId, Direction)> {
+        if zone.direction == ZoneDirection::Both {
+            let tuple = Tuple { zone: zone.id, ..tuple };
+            return self.lookup(&tuple, self.hash(&tuple), now);
+        }
+        [Direction::Original, Direction::Reply].into_iter().find_map(|direction| {
+            let tuple = Tuple { zone: zone.of(direction), ..tuple };
+            self.lookup_of(&tuple, direction, now)
+        })
+    }
+
+    /// [`Conntrack::lookup`] among the tuples of one direction.
+    fn lookup_of(&mut self, tuple: &Tuple, direction: Direction, now: Instant) -> Option<(ConnId, Direction)> {
+        let found = self.table.find_of(tuple, self.hash(tuple), direction)?;
+        self.live(found, now)
+    }
+
+    /// The counters of a confirmed connection, where they are kept.
+    #[inline]
+    fn counters_of(&mut self, id: ConnId) -> Option<&mut [Counter; 2]> {
+        match self.table.get(id).flags & Conn::COUNTED {
+            0 => None,
+            _ => self.counters.get_mut(id.index()),
+        }
     }
 
     /// `None` when the message is tracked by its own tuple.
-    fn look_at_icmp(&mut self, packet: &Packet, frame: &[u8], now: Instant) -> Option<Tracked> {
+    fn look_at_icmp(&mut self, packet: &Packet, frame: &[u8], zone: Zone, now: Instant) -> Option<Tracked> {
         if !packet.is_icmp() {
             // ICMP of the other IP version never becomes a connection.
             return Some(self.invalid());
@@ -645,7 +746,7 @@ impl Conntrack {
             Message::Own => None,
             Message::Untracked => Some(Tracked::UNTRACKED),
             Message::Invalid => Some(self.icmp_error()),
-            Message::About(tuple) => Some(self.relate(packet, &tuple, now)),
+            Message::About(tuple) => Some(self.relate(packet, tuple, zone, now)),
         }
     }
 
@@ -655,8 +756,8 @@ impl Conntrack {
     }
 
     /// An ICMP error about a packet; `tuple` is the inverse of that packet's (`nf_conntrack_inet_error`).
-    fn relate(&mut self, packet: &Packet, tuple: &Tuple, now: Instant) -> Tracked {
-        let Some((id, direction)) = self.lookup(tuple, self.hash(tuple), now) else { return self.icmp_error() };
+    fn relate(&mut self, packet: &Packet, tuple: Tuple, zone: Zone, now: Instant) -> Tracked {
+        let Some((id, direction)) = self.lookup_in(zone, tuple, now) else { return self.icmp_error() };
         if self.table.tuple(id, direction).dst != packet.dst {
             return self.icmp_error(); // not meant for the sender of the packet in question
         }
@@ -723,14 +824,21 @@ impl Conntrack {
     }
 
     /// The first packet of what may become a connection (`init_conntrack`).
-    fn prepare(&mut self, tuple: Tuple, packet: &Packet, frame: &[u8], now: Instant) -> Result<Tracked, DropReason> {
+    fn prepare(
+        &mut self,
+        tuple: Tuple,
+        zone: Zone,
+        packet: &Packet,
+        frame: &[u8],
+        now: Instant,
+    ) -> Result<Tracked, DropReason> {
         if tuple.inverse().is_none() {
             return Ok(self.invalid());
         }
         if self.table.len() >= self.limit() {
             self.victim = self.find_room(now)?;
         }
-        let mut new = Prepared::new(tuple);
+        let mut new = Prepared::in_zone(tuple, zone);
         let Prepared { conn, tcp, .. } = &mut new;
         let Outcome::Refresh(seconds) = apply(conn, tcp, Direction::Original, packet, frame, &self.settings, now)
         else {

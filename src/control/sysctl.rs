@@ -30,7 +30,6 @@ const WITHOUT_MEANING: &[&str] = &[
     "frag6_timeout",
     "helper",
     "log_invalid",
-    "timestamp",
 ];
 
 /// The longest time-out, in seconds: what the sysctls take on a kernel with 1000 ticks a second.

@@ -20,7 +20,7 @@ pub use effects::{Effects, Resolve};
 pub use shard::{Counters, PortCounters, Shard};
 
 use crate::arch;
-use crate::conntrack::{ConnId, ConnRef, CtInfo, Direction, Tracked, Tuple};
+use crate::conntrack::{ConnId, ConnRef, CtInfo, Direction, Template, Tracked, Tuple};
 use crate::device::{Frame, PortId};
 use crate::packet::{L4, Packet};
 use crate::reply;
@@ -303,12 +303,12 @@ impl Path<'_> {
         if let Err(reason) = self.check_addresses(packet) {
             return Fate::Refuse(reason.into());
         }
-        // raw PREROUTING, then conntrack.
+        // raw PREROUTING (it would say the template), then conntrack.
         let conntrack = &mut self.shard.conntrack;
         let tracked = match (tracked, known) {
             (Some(tracked), _) => Ok(tracked),
             (None, Some(known)) => conntrack.track_known(known, packet, frame.bytes(), hash, self.now),
-            (None, None) => conntrack.track(packet, frame.bytes(), hash, self.now),
+            (None, None) => conntrack.track(packet, frame.bytes(), hash, Template::DEFAULT, self.now),
         };
         let tracked = match tracked {
             Ok(tracked) => tracked,

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant as Clock};
 use generate::{Random, mixed_sequence, sctp_sequence, tcp_sequence};
 use kernel::Kernel;
 use testing::Segment;
-use xrouter::conntrack::{Conntrack, Settings, StateView, Tuple};
+use xrouter::conntrack::{Conntrack, Settings, StateView, Template, Tuple};
 use xrouter::device::PortId;
 use xrouter::packet::{L4, Packet};
 use xrouter::time::Instant;
@@ -81,7 +81,7 @@ fn compare(kernel: &Kernel, settings: &Settings, steps: &[Step]) -> Result<(), (
             continue; // on a ring it looks like one that a NIC was to finish; the kernel is told that it is not
         }
         let hash = ct.hash(&Tuple::of(&packet));
-        let tracked = ct.track(&packet, &frame, hash, now).expect("room");
+        let tracked = ct.track(&packet, &frame, hash, Template::DEFAULT, now).expect("room");
         ct.confirm(&tracked, now).expect("no clash");
         let fail = |what: String| Err((number, what));
 

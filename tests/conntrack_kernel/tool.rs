@@ -12,7 +12,7 @@ use crate::generate::{Random, mixed_sequence, sctp_sequence, tcp_sequence};
 use crate::kernel::Kernel;
 use crate::testing::{self, Segment};
 use crate::{CLIENT, SERVER, Step, describe, environment, some_of_everything, some_settings};
-use xrouter::conntrack::{Conntrack, LineOptions, Settings, Tuple};
+use xrouter::conntrack::{Conntrack, LineOptions, Settings, Template, Tuple};
 use xrouter::device::PortId;
 use xrouter::packet::{L4, Packet};
 use xrouter::time::Instant;
@@ -36,7 +36,7 @@ fn show(table: &mut Conntrack, step: &Step, now: Instant) -> bool {
         return false;
     }
     let hash = table.hash(&Tuple::of(&packet));
-    let tracked = table.track(&packet, &frame, hash, now).expect("room");
+    let tracked = table.track(&packet, &frame, hash, Template::DEFAULT, now).expect("room");
     table.confirm(&tracked, now).expect("no clash");
     true
 }

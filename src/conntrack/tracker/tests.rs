@@ -8,6 +8,7 @@ mod event;
 mod flood;
 mod model;
 mod tcp;
+mod template;
 
 /// A tracker and a clock.
 struct Lab {
@@ -40,7 +41,7 @@ impl Lab {
         let frame = testing::frame(testing::ANY_HOP, packet);
         let packet = Packet::parse(&frame, PortId::LAN, self.ct.settings().checksum).expect("an IP packet");
         let hash = self.ct.hash(&Tuple::of(&packet));
-        self.ct.track(&packet, &frame, hash, self.now)
+        self.ct.track(&packet, &frame, hash, Template::DEFAULT, self.now)
     }
 
     /// Tracks and confirms; what the rules would have seen.

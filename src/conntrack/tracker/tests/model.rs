@@ -57,7 +57,7 @@ fn apply_packet(lab: &mut Lab, packet: &[u8], pass: bool) -> Option<Tracked> {
     lab.ct.prefetch_bucket(hash);
     lab.ct.prefetch_conn(&packet, hash);
     let before = lab.ct.len();
-    match lab.ct.track(&packet, &frame, hash, lab.now) {
+    match lab.ct.track(&packet, &frame, hash, Template::DEFAULT, lab.now) {
         Ok(tracked) => {
             assert!(lab.ct.len() <= before, "tracking alone adds nothing");
             assert_eq!(tracked.conn == ConnRef::None, lab.ct.conn(tracked.conn).is_none());
