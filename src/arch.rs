@@ -18,7 +18,7 @@ pub fn prefetch<T: ?Sized>(line: &T) {
 
 /// One bit for each lane of `lanes` that is `wanted`, lowest first.
 #[inline(always)]
-pub fn equal_lanes(lanes: &[u16; 8], wanted: u16) -> u32 {
+pub fn equal_lanes(lanes: &[u8; 16], wanted: u8) -> u32 {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: Every x86-64 processor has SSE2.
     unsafe {
@@ -31,14 +31,11 @@ pub fn equal_lanes(lanes: &[u16; 8], wanted: u16) -> u32 {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse2")]
 #[inline]
-fn equal_lanes_sse2(lanes: &[u16; 8], wanted: u16) -> u32 {
-    use core::arch::x86_64::{
-        _mm_cmpeq_epi16, _mm_loadu_si128, _mm_movemask_epi8, _mm_packs_epi16, _mm_set1_epi16, _mm_setzero_si128,
-    };
+fn equal_lanes_sse2(lanes: &[u8; 16], wanted: u8) -> u32 {
+    use core::arch::x86_64::{_mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_set1_epi8};
     // SAFETY: The load needs no alignment, and reads the 16 bytes of `lanes`.
     let lanes = unsafe { _mm_loadu_si128(lanes.as_ptr().cast()) };
-    let equal = _mm_cmpeq_epi16(lanes, _mm_set1_epi16(wanted as i16));
-    _mm_movemask_epi8(_mm_packs_epi16(equal, _mm_setzero_si128())) as u32
+    _mm_movemask_epi8(_mm_cmpeq_epi8(lanes, _mm_set1_epi8(wanted as i8))) as u32
 }
 
 /// Asks the kernel to back memory that has not been touched yet with huge pages. A large table at random then costs
@@ -76,9 +73,9 @@ mod tests {
 
     #[test]
     fn equal_lanes_are_told_by_their_bits() {
-        let lanes = [7, 1, 0xffff, 7, 0x8000, 0, 7, 2];
-        for wanted in [0, 1, 2, 7, 9, 0x7fff, 0x8000, 0xffff] {
-            let plain = (0..8).filter(|&lane| lanes[lane] == wanted).fold(0, |mask, lane| mask | 1 << lane);
+        let lanes = [7, 1, 0xff, 7, 0x80, 0, 7, 2, 7, 0, 0, 3, 0, 0x7f, 0, 7];
+        for wanted in [0, 1, 2, 3, 7, 9, 0x7f, 0x80, 0xff] {
+            let plain = (0..16).filter(|&lane| lanes[lane] == wanted).fold(0, |mask, lane| mask | 1 << lane);
             assert_eq!(equal_lanes(&lanes, wanted), plain, "{wanted:#x}");
         }
     }
