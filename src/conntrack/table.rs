@@ -205,7 +205,7 @@ impl Table {
         }
     }
 
-    /// Asks for a record to be brought close.
+    /// Asks for a record's cache line to be brought close.
     #[inline]
     pub(super) fn prefetch_record(&self, id: ConnId) {
         arch::prefetch(&self.records[id.index()]);
