@@ -322,3 +322,32 @@ fn the_import_reader_reads_imports() {
     assert_eq!(module_of("src/rules/parse.rs"), "rules");
     assert_eq!(module_of("src/reply.rs"), "reply");
 }
+
+/// The list of surprises names scenarios that exist, is numbered without a gap, and leaves out none about connections.
+#[test]
+fn every_surprise_is_held_by_a_scenario() {
+    let readme = fs::read_to_string(root().join("tests/scenarios/README.md")).expect("the scenarios' README");
+    let scenarios: Vec<String> = files("tests/scenarios", "scn")
+        .into_iter()
+        .map(|(name, _)| name.trim_start_matches("tests/scenarios/").trim_end_matches(".scn").to_owned())
+        .collect();
+    let (_, section) = readme.split_once("## What surprises").expect("the list of surprises");
+    let mut named = Vec::new();
+    let rows = section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| #"));
+    for (at, row) in rows.enumerate() {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [number, _, held] = cells[..] else { panic!("three cells: {row}") };
+        assert_eq!(number, (at + 1).to_string(), "the number of {row}");
+        for name in held.split(", ") {
+            let name = name.trim_matches('`');
+            assert!(scenarios.iter().any(|scenario| scenario == name), "no scenario {name}: {row}");
+            named.push(name);
+        }
+    }
+    assert!(named.len() >= 20, "{named:?}");
+    // Of these the name says all.
+    const PLAIN: [&str; 3] = ["ct_generic", "ct_tcp_life", "ct_udp_expires"];
+    for scenario in scenarios.iter().filter(|name| name.starts_with("ct_") && !PLAIN.contains(&name.as_str())) {
+        assert!(named.contains(&scenario.as_str()), "{scenario} is not in the list of tests/scenarios/README.md");
+    }
+}

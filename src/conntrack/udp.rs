@@ -1,8 +1,8 @@
 //! UDP and UDP-Lite (nf_conntrack_proto_udp.c).
 //!
 //! UDP is exact: 30 seconds, 120 and ASSURED from the first packet that comes more than two seconds after the
-//! connection began and after a reply had been seen. UDP-Lite: header and coverage are checked; the checksum is not
-//! verified. Linux verifies it with UDP's protocol number and so calls every correct one INVALID; that is not copied.
+//! connection began and after a reply had been seen. UDP-Lite is exact but for one number: its checksum is verified with
+//! its own protocol number, as RFC 3828 has it, not with UDP's (see the head of `tracker`).
 
 use super::conn::Conn;
 use super::settings::Settings;
@@ -10,7 +10,7 @@ use super::tracker::Outcome;
 use super::tuple::CtStatus;
 use crate::packet::{L4, Packet};
 use crate::time::{Instant, SECOND_NS};
-use crate::wire;
+use crate::wire::{self, checksum};
 
 /// How old a connection must be to become a stream, in nanoseconds.
 const STREAM_AGE_NS: u64 = 2 * SECOND_NS;
@@ -43,7 +43,7 @@ impl Conn {
 
 /// A UDP-Lite packet of `conn`.
 pub(super) fn packet_lite(conn: &mut Conn, packet: &Packet, frame: &[u8], settings: &Settings) -> Outcome {
-    if packet.l4 == L4::Malformed || !coverage_is_sound(packet.l4_bytes(frame)) {
+    if packet.l4 == L4::Malformed || !is_sound_lite(packet, packet.l4_bytes(frame), settings.checksum) {
         return Outcome::Invalid;
     }
     if !conn.status.any(CtStatus::SEEN_REPLY) {
@@ -63,12 +63,18 @@ pub(super) fn packet_is_sound(packet: &Packet, settings: &Settings) -> bool {
     }
 }
 
-/// RFC 3828 section 3.1: coverage 0 (all) or 8 to the whole length; the checksum must be there.
-fn coverage_is_sound(udplite: &[u8]) -> bool {
+/// RFC 3828 section 3.1: coverage 0 (all) or 8 to the whole length; the checksum must be there, and right if that is asked
+/// for.
+fn is_sound_lite(packet: &Packet, udplite: &[u8], verify: bool) -> bool {
     if udplite.len() < 8 {
         return false;
     }
     let coverage = usize::from(wire::get_u16(udplite, 4));
-    let covered = coverage == 0 || (8..=udplite.len()).contains(&coverage);
-    covered && wire::get_u16(udplite, 6) != 0
+    let coverage = if coverage == 0 { udplite.len() } else { coverage };
+    if !(8..=udplite.len()).contains(&coverage) || wire::get_u16(udplite, 6) == 0 {
+        return false;
+    }
+    let length = udplite.len() as u32;
+    let pseudo = checksum::pseudo_header(packet.family, packet.src, packet.dst, packet.proto, length);
+    !verify || checksum::fold(checksum::sum(pseudo, &udplite[..coverage])) == 0xffff
 }

@@ -177,6 +177,8 @@ struct Path<'a> {
 struct Refusal {
     reason: DropReason,
     answer: Answer,
+    /// The packet's connection, which an answer would belong to.
+    conn: ConnRef,
 }
 
 enum Answer {
@@ -203,13 +205,13 @@ enum Fate {
 
 impl From<DropReason> for Refusal {
     fn from(reason: DropReason) -> Refusal {
-        Refusal { reason, answer: Answer::Nothing }
+        Refusal { reason, answer: Answer::Nothing, conn: ConnRef::None }
     }
 }
 
 impl Refusal {
     fn with(reason: DropReason, error: reply::Error) -> Refusal {
-        Refusal { reason, answer: Answer::Error(error) }
+        Refusal { reason, answer: Answer::Error(error), conn: ConnRef::None }
     }
 }
 
@@ -274,7 +276,7 @@ impl Path<'_> {
             Some(trace) => self.shard.shortcuts.count(trace, packet.l3_len),
             None => {
                 if let Err(refusal) = self.filter(frame, packet, &tracked, kept.out_port, None) {
-                    return Fate::Refuse(refusal);
+                    return Fate::Refuse(Refusal { conn: tracked.conn, ..refusal });
                 }
             }
         }
@@ -317,14 +319,14 @@ impl Path<'_> {
         // mangle and nat PREROUTING, then the routing decision and what it refuses.
         let way = match self.route(frame, packet, route) {
             Ok(way) => way,
-            Err(refusal) => return Fate::Refuse(refusal),
+            Err(refusal) => return Fate::Refuse(Refusal { conn: tracked.conn, ..refusal }),
         };
         rewrite::decrement_ttl(frame.bytes_mut(), packet);
         // mangle FORWARD, then filter FORWARD.
         let learner = known.filter(|known| may_teach(&tracked, *known));
         let mut trace = learner.map(|_| Trace::default());
         if let Err(refusal) = self.filter(frame, packet, &tracked, way.port, trace.as_mut()) {
-            return Fate::Refuse(refusal);
+            return Fate::Refuse(Refusal { conn: tracked.conn, ..refusal });
         }
         // mangle and nat POSTROUTING, then the connection becomes visible.
         if let Err(reason) = self.shard.conntrack.confirm(&tracked, self.now) {
@@ -462,7 +464,7 @@ impl Path<'_> {
                 Some((kind, code)) => Refusal::with(DropReason::RuleReject, reply::Error { kind, code, rest: 0 }),
                 None => {
                     self.shard.conntrack.close_by_reset(tracked, self.now);
-                    Refusal { reason: DropReason::RuleReject, answer: Answer::Reset }
+                    Refusal { reason: DropReason::RuleReject, answer: Answer::Reset, conn: ConnRef::None }
                 }
             }),
         }
@@ -526,6 +528,8 @@ impl Path<'_> {
         let Some(hop) = answered else { return self.drop(frame, refusal.reason) };
         self.shard.counters.drops.count(refusal.reason);
         self.shard.counters.replies += 1;
+        // The answer leaves as a packet of the connection (`nf_ct_attach`).
+        self.shard.conntrack.tell_news(refusal.conn, self.now);
         self.emit(frame, hop);
         Verdict::Drop(refusal.reason)
     }

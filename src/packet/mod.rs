@@ -150,7 +150,12 @@ impl Packet {
         if ipv6::version(ip) != 6 {
             return Err(DropReason::IpVersion);
         }
-        let l3_len = ipv6::HEADER_LEN + usize::from(ipv6::payload_len(ip));
+        // Length 0 before hop-by-hop options may mean that these tell it (RFC 2675); Linux takes the whole frame then, though
+        // they do not (`ip6_rcv_core`).
+        let l3_len = match (ipv6::payload_len(ip), ipv6::next_header(ip)) {
+            (0, proto::HOP_BY_HOP) => all.len(),
+            (length, _) => ipv6::HEADER_LEN + usize::from(length),
+        };
         if l3_len > all.len() || l3_len > usize::from(u16::MAX) {
             return Err(DropReason::IpTotalLength);
         }
