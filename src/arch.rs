@@ -43,13 +43,14 @@ fn equal_lanes_sse2(lanes: &[u8; 16], wanted: u8) -> u32 {
 pub fn advise_huge_pages<T>(memory: &mut [core::mem::MaybeUninit<T>]) {
     const PAGE: usize = 4096;
     let range = memory.as_mut_ptr_range();
-    let start = (range.start as usize).next_multiple_of(PAGE);
-    let end = range.end as usize / PAGE * PAGE;
-    if start >= end {
+    // The first and the last page, too, though they may be shared: a huge page is given only where all of it is wished for.
+    let start = range.start as usize / PAGE * PAGE;
+    let end = (range.end as usize).next_multiple_of(PAGE);
+    if memory.is_empty() {
         return;
     }
-    // SAFETY: The pages from `start` to `end` lie within `memory`, which is borrowed mutably. MADV_HUGEPAGE changes
-    // neither their contents nor their protection; on failure nothing has changed.
+    // SAFETY: The pages from `start` to `end` are those that `memory` lies on. MADV_HUGEPAGE changes neither their contents
+    // nor their protection; on failure nothing has changed.
     unsafe {
         libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
     }

@@ -106,7 +106,12 @@ fn spread(secret: [u64; 2]) -> [u64; 5] {
 
 /// `count` copies of `value`, on huge pages if there are any.
 fn allocate<T: Copy>(count: usize, value: T) -> Vec<T> {
-    let mut memory = Vec::with_capacity(count);
+    // Mappings of whole huge pages are aligned to one (Linux 6.13); the allocator adds less than a page of its own. What is
+    // beyond `count` is never touched.
+    const HUGE: usize = 2 << 20;
+    let bytes = count * size_of::<T>();
+    let room = if bytes < HUGE { bytes } else { (bytes + 4096).next_multiple_of(HUGE) - 4096 };
+    let mut memory = Vec::with_capacity(room / size_of::<T>());
     arch::advise_huge_pages(memory.spare_capacity_mut());
     memory.resize(count, value);
     memory

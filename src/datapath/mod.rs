@@ -39,9 +39,6 @@ use waiting::Outcome;
 /// Packets of a batch. 64 is where the cost per packet stops falling (VPP's graph: 128 gains nothing more).
 pub const BATCH: usize = 64;
 
-/// How many packets ahead a header is fetched. Another core has just written it, so the first touch would wait for it.
-const AHEAD: usize = 6;
-
 /// Packets in hand, with the port each arrived on, oldest first.
 #[derive(Debug)]
 pub struct Batch {
@@ -58,7 +55,18 @@ impl Batch {
     /// Appends a packet.
     #[inline]
     pub fn push(&mut self, port: PortId, frame: Frame) {
+        // Another core has just written the header; all of a batch's are fetched while the batch is put together.
+        arch::prefetch(frame.bytes());
         self.frames.push((port, frame));
+    }
+
+    /// Appends packets that arrived on one port.
+    #[inline]
+    pub fn extend(&mut self, port: PortId, frames: impl Iterator<Item = Frame>) {
+        self.frames.extend(frames.map(|frame| {
+            arch::prefetch(frame.bytes());
+            (port, frame)
+        }));
     }
 
     /// Packets in hand.
@@ -101,10 +109,7 @@ pub fn process(
 /// Stage (a).
 fn parse_all(shard: &mut Shard, batch: &Batch, work: &mut Vec<Result<Work, DropReason>>) {
     let verify = shard.conntrack.settings().checksum;
-    for (index, (port, frame)) in batch.frames.iter().enumerate() {
-        if let Some((_, ahead)) = batch.frames.get(index + AHEAD) {
-            arch::prefetch(ahead.bytes());
-        }
+    for (port, frame) in &batch.frames {
         let counters = &mut shard.counters.ports[port.index()];
         counters.receive_packets += 1;
         counters.receive_bytes += frame.len() as u64;

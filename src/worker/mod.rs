@@ -177,10 +177,8 @@ impl<D: Device, H: Host> Worker<D, H> {
             total += count;
             let counted = &mut self.received_by[index];
             counted[0] += count as u64;
-            for frame in self.received.drain(..) {
-                counted[1] += frame.len() as u64;
-                self.batch.push(*port, frame);
-            }
+            counted[1] += self.received.iter().map(|frame| frame.len() as u64).sum::<u64>();
+            self.batch.extend(*port, self.received.drain(..));
             let (policy, routing) = (self.policy.load(), self.routing.load());
             datapath::process(&mut self.shard, policy, routing, &mut self.batch, now, &mut self.effects);
             self.carry_out();
