@@ -127,7 +127,7 @@ impl World {
             }
             Op::Wait { milliseconds } => self.now = self.now + u64::from(milliseconds) * 1_000_000,
             Op::Expire { budget } => assert!(self.ct.expire(self.now, budget.into()) <= budget.into()),
-            Op::Reset => self.ct.close_by_reset(&self.last, self.now),
+            Op::Reset => self.ct.close_by_reset(self.last.conn, self.now),
             Op::List { budget } => {
                 let mut cursor = Some(0);
                 while let Some(at) = cursor {

@@ -380,13 +380,15 @@ impl Conntrack {
         if self.relief.is_some() { Some(Instant::ZERO) } else { self.wheel.next_deadline() }
     }
 
-    /// A REJECT answered this packet with a TCP reset: its connection is over.
-    pub fn close_by_reset(&mut self, tracked: &Tracked, now: Instant) {
-        if let ConnRef::Confirmed(id) = tracked.conn {
-            let conn = self.table.get_mut(id);
-            if conn.is_confirmed() {
-                tcp::close(conn, &self.settings, now);
-            }
+    /// A REJECT answered a packet of this connection with a TCP reset: it is over.
+    pub fn close_by_reset(&mut self, conn: ConnRef, now: Instant) {
+        let ConnRef::Confirmed(id) = conn else { return };
+        let listening = self.events.is_on();
+        let conn = self.table.get_mut(id);
+        if conn.is_confirmed() {
+            let before = listening.then(|| (conn.state_view(), conn.status));
+            tcp::close(conn, &self.settings, now);
+            note_changes(conn, before, false);
         }
     }
 
@@ -750,9 +752,9 @@ impl Conntrack {
             return Ok(self.invalid());
         };
         conn.expires = Instant::from_ns(u64::from(seconds) * SECOND_NS);
+        self.prepared_counter = Counter::default();
         if self.settings.acct {
             conn.flags |= Conn::COUNTED;
-            self.prepared_counter = Counter::default();
             self.prepared_counter.count(packet);
         }
         // The rules come first, so there is time.

@@ -467,10 +467,7 @@ impl Path<'_> {
                 // A transport checksum that is wrong may mean that the ports are: REJECT answers none such.
                 Some(_) if !reply::is_whole(frame.bytes(), packet) => DropReason::RuleReject.into(),
                 Some((kind, code)) => Refusal::with(DropReason::RuleReject, reply::Error { kind, code, rest: 0 }),
-                None => {
-                    self.shard.conntrack.close_by_reset(tracked, self.now);
-                    Refusal { reason: DropReason::RuleReject, answer: Answer::Reset, conn: ConnRef::None }
-                }
+                None => Refusal { reason: DropReason::RuleReject, answer: Answer::Reset, conn: ConnRef::None },
             }),
         }
     }
@@ -533,6 +530,9 @@ impl Path<'_> {
         let Some(hop) = answered else { return self.drop(frame, refusal.reason) };
         self.shard.counters.drops.count(refusal.reason);
         self.shard.counters.replies += 1;
+        if matches!(refusal.answer, Answer::Reset) {
+            self.shard.conntrack.close_by_reset(refusal.conn, self.now);
+        }
         // The answer leaves as a packet of the connection (`nf_ct_attach`).
         self.shard.conntrack.tell_news(refusal.conn, self.now);
         self.emit(frame, hop);

@@ -31,6 +31,24 @@ fn an_update_is_told_when_a_packet_leaves() {
 }
 
 #[test]
+fn a_reject_that_closes_a_connection_is_told_once() {
+    let mut lab = listening(Settings { max: 64, ..Settings::default() });
+    let segment = |flags: &str| {
+        let flags = testing::flags(flags);
+        Segment { sport: 1, dport: 80, seq: 7, ack: 0, flags, window: 100, options: vec![], payload: 0 }.bytes()
+    };
+    let syn = testing::ip(CLIENT, SERVER, 6, &segment("S"));
+    lab.pass(&syn);
+    let conn = lab.track(&syn).expect("room").conn;
+    told(&mut lab);
+    for wanted in [vec![(Update, 0, 1)], vec![]] {
+        lab.ct.close_by_reset(conn, lab.now);
+        lab.ct.tell_news(conn, lab.now);
+        assert_eq!(told(&mut lab), wanted);
+    }
+}
+
+#[test]
 fn whatever_removes_a_connection_tells() {
     let mut lab = listening(Settings { max: 4, ..Settings::default() });
     for port in 1..=5 {

@@ -83,7 +83,7 @@ proptest! {
                 Op::Packet(packet, pass) => last = apply_packet(&mut lab, &packet, pass).unwrap_or(last),
                 Op::Wait(milliseconds) => lab.pass_ms(milliseconds),
                 Op::Expire(budget) => prop_assert!(lab.ct.expire(lab.now, budget) <= budget),
-                Op::Reset => lab.ct.close_by_reset(&last, lab.now),
+                Op::Reset => lab.ct.close_by_reset(last.conn, lab.now),
             }
             prop_assert!(lab.ct.len() <= max);
             lab.ct.check();

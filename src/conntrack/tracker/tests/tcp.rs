@@ -65,7 +65,7 @@ fn play_with(settings: Settings, script: &str) -> Lab {
         }
         let (segment, wanted) = line.split_once(" > ").expect("what is sent > what is seen");
         if segment == "reset" {
-            lab.ct.close_by_reset(&last, lab.now);
+            lab.ct.close_by_reset(last.conn, lab.now);
         } else {
             last = lab.track(&packet_of(segment)).expect("room");
             lab.ct.confirm(&last, lab.now).expect("no clash");
