@@ -50,6 +50,23 @@ fn stats(router: &Router) -> serde_json::Value {
     serde_json::from_str(&router.ask(&["stats", "-j"])).expect("stats -j prints JSON")
 }
 
+/// The packets the router has dropped, for whatever reason.
+fn dropped(router: &Router) -> u64 {
+    let workers = stats(router)["workers"].as_array().expect("workers").clone();
+    workers.iter().flat_map(|w| w["drops"].as_object().expect("drops").values()).filter_map(|n| n.as_u64()).sum()
+}
+
+/// The datagrams that found the buffer of their socket full, in the client's namespace and in the server's
+/// (`Udp: RcvbufErrors` of /proc/net/snmp).
+fn unread_datagrams(net: &Net) -> u64 {
+    let of = |place| {
+        let table = net.must(place, "cat /proc/net/snmp");
+        let udp = table.lines().rfind(|line| line.starts_with("Udp:")).expect("a line of UDP's counters");
+        udp.split_whitespace().nth(5).and_then(|n| n.parse::<u64>().ok()).expect("RcvbufErrors")
+    };
+    of(Place::Lan) + of(Place::Wan)
+}
+
 #[test]
 fn pings_pass_up_to_the_mtu() {
     if !privileged() {
@@ -175,18 +192,30 @@ fn iperf3_streams_tcp_and_udp() {
     net.wait_for_listener(Place::Wan, 5201);
     let router = Router::start(&net, &["--poll", "adaptive"]);
     let received = |words: &str| {
-        let report = net.must(Place::Lan, words);
-        let report: serde_json::Value = serde_json::from_str(&report).expect("iperf3 -J prints JSON");
-        report["end"].clone()
+        // The server goes on ending one test for a moment after its client has left, and sends a new client away.
+        for _ in 0..50 {
+            let report = net.run(Place::Lan, words).stdout;
+            let report: serde_json::Value = serde_json::from_slice(&report).expect("iperf3 -J prints JSON");
+            match report["error"].as_str() {
+                None => return report["end"].clone(),
+                Some(error) if error.contains("busy") => thread::sleep(SECOND / 10),
+                Some(error) => panic!("{words}: {error}"),
+            }
+        }
+        panic!("{words}: the server stays busy");
     };
     for direction in ["", "-R"] {
         let end = received(&format!("iperf3 -J -c 10.2.0.2 -t 2 -P 2 {direction}"));
         let rate = end["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0);
         assert!(rate > 1e7, "TCP {direction}: {rate} bit/s");
+        // What the receiver was too slow to read, its kernel counts; the rest of what is missing was lost on the way.
+        let (unread, drops) = (unread_datagrams(&net), dropped(&router));
         let end = received(&format!("iperf3 -J -u -b 50M -l 1200 -c 10.2.0.2 -t 2 {direction}"));
-        let lost = end["sum"]["lost_percent"].as_f64().unwrap_or(100.0);
         let packets = end["sum"]["packets"].as_f64().unwrap_or(0.0);
-        assert!(packets > 1000.0 && lost < 5.0, "UDP {direction}: {lost} % of {packets} packets lost");
+        let lost = end["sum"]["lost_packets"].as_f64().unwrap_or(packets);
+        let (unread, drops) = (unread_datagrams(&net) - unread, dropped(&router) - drops);
+        let said = format!("{lost} of {packets} packets lost, {unread} of them unread, {drops} dropped by the router");
+        assert!(packets > 1000.0 && lost - (unread as f64) < packets * 0.05, "UDP {direction}: {said}");
     }
     router.stop();
 }
