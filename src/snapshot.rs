@@ -86,6 +86,9 @@ pub enum BadSource {
 pub struct Routing {
     /// Larger than that of every earlier value.
     pub generation: u64,
+    /// Number of the ways that packets go: larger than that of every earlier value by which a packet might have gone
+    /// another way. A neighbour that is new, or was not reachable before, leaves it as it is.
+    pub ways: u64,
     /// The ports, by [`PortId`].
     pub ports: [Port; PortId::COUNT],
     /// All addresses of the host, on whichever interface, in the kernel's order.
@@ -189,6 +192,14 @@ impl Routing {
     pub fn same_routes(&self, other: &Routing) -> bool {
         Arc::ptr_eq(&self.tables, &other.tables)
     }
+
+    /// Whether nothing but neighbours may differ.
+    fn same_but_neighbours(&self, other: &Routing) -> bool {
+        self.same_routes(other)
+            && self.ports == other.ports
+            && self.addresses == other.addresses
+            && self.kernel_forwarding == other.kernel_forwarding
+    }
 }
 
 fn has_v4(port: &Port) -> bool {
@@ -230,6 +241,10 @@ impl fmt::Debug for Routing {
 #[derive(Debug, Default)]
 pub struct RoutingBuilder {
     generation: u64,
+    /// [`Routing::ways`] of the next value, unless more than neighbours changes.
+    ways: u64,
+    /// The value built last, neighbours aside.
+    last: Option<Routing>,
     secret: [u64; 2],
     ports: [Port; PortId::COUNT],
     links: BTreeMap<u32, Link>,
@@ -429,11 +444,13 @@ impl RoutingBuilder {
             return None;
         }
         self.known = None;
+        self.ways += u64::from(matches!(before, Neighbour::Reachable(_)));
         Some(before)
     }
 
     /// Forgets all neighbours.
     pub fn clear_neighbours(&mut self) {
+        self.ways += 1;
         self.neighbours.clear();
         self.known = None;
     }
@@ -446,7 +463,7 @@ impl RoutingBuilder {
     /// `last` with the neighbours as told so far and nothing else new: what a waiting packet needs, at once.
     pub fn build_neighbours(&mut self, last: &Routing) -> Routing {
         self.generation += 1;
-        Routing { generation: self.generation, neighbours: self.neighbour_table(), ..last.clone() }
+        Routing { generation: self.generation, ways: self.ways, neighbours: self.neighbour_table(), ..last.clone() }
     }
 
     fn neighbour_table(&mut self) -> Arc<NeighbourTable> {
@@ -462,15 +479,22 @@ impl RoutingBuilder {
         let tables = self.tables.get_or_insert_with(compile).clone();
         let neighbours = self.neighbour_table();
         let (addresses, local) = self.local.get_or_insert_with(|| sorted(&self.addresses)).clone();
-        Routing {
+        let mut routing = Routing {
             generation: self.generation,
+            ways: self.ways,
             ports: self.ports.clone(),
             addresses,
             kernel_forwarding: self.kernel_forwarding,
             local,
             tables,
             neighbours,
+        };
+        if !self.last.as_ref().is_some_and(|last| last.same_but_neighbours(&routing)) {
+            self.ways += 1;
+            routing.ways = self.ways;
         }
+        self.last = Some(routing.clone());
+        routing
     }
 }
 

@@ -11,7 +11,7 @@
 //! Measured (callgrind, one established UDP flow under the default policy): 1820 instructions a packet before, about 1100
 //! with it and with the changes to parsing and lookup of the same day (`bench/record/2026-11-21-shortcuts-and-table.md`).
 //!
-//! Life cycle: shortcuts hold for one generation of [`Policy`] and one of [`Routing`]; when either changes all are
+//! Life cycle: shortcuts hold for one generation of [`Policy`] and one number of [`Routing::ways`]; when either changes all are
 //! forgotten at once, by moving on to numbers never used before, so nobody has to visit the connections. Traces live as long as
 //! the policy. Should the numbers run out, every record is cleared, a few per burst, and they start again; meanwhile nothing
 //! is remembered. All memory is taken at start; when it is full, packets go the long way.
@@ -61,7 +61,7 @@ pub(super) struct Shortcuts {
     known_traces: HashMap<(Family, Trace), u16>,
     uses: Vec<Counter>,
     policy: u64,
-    routing: u64,
+    ways: u64,
     /// The next record to clear, while numbers start again.
     sweep: Option<usize>,
     off: bool,
@@ -77,7 +77,7 @@ impl Shortcuts {
             known_traces: HashMap::with_capacity(TRACES),
             uses: Vec::with_capacity(TRACES),
             policy: 0,
-            routing: 0,
+            ways: 0,
             sweep: None,
             off: false,
         }
@@ -92,7 +92,7 @@ impl Shortcuts {
     /// Forgets what other rules or routes than these said.
     #[inline]
     pub(super) fn follow(&mut self, policy: &Policy, routing: &Routing, conntrack: &mut Conntrack) {
-        if self.policy != policy.generation || self.routing != routing.generation {
+        if self.policy != policy.generation || self.ways != routing.ways {
             self.renew(policy, routing);
         }
         if let Some(from) = self.sweep {
@@ -108,7 +108,7 @@ impl Shortcuts {
             self.known_traces.clear();
             self.uses.clear();
         }
-        (self.policy, self.routing) = (policy.generation, routing.generation);
+        (self.policy, self.ways) = (policy.generation, routing.ways);
     }
 
     fn forget(&mut self) {

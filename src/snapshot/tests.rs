@@ -251,3 +251,35 @@ fn neighbours_change_without_compiling_routes() {
     builder.add_route(net("203.0.113.0/24"), PortId::LAN, None);
     assert!(!after.same_routes(&builder.build()));
 }
+
+#[test]
+fn ways_change_with_all_but_neighbours_that_packets_did_not_go_to() {
+    let mut builder = gateway();
+    let hop = ip("192.0.2.254");
+    let first = builder.build();
+    let mut ways = first.ways;
+    let mut moved_on = |routing: Routing| routing.ways > std::mem::replace(&mut ways, routing.ways);
+    builder.set_neighbour(PortId::WAN, hop, Neighbour::Failed);
+    assert!(!moved_on(builder.build()), "nobody went there");
+    builder.set_neighbour(PortId::WAN, hop, Neighbour::Unknown);
+    assert!(!moved_on(builder.build_neighbours(&first)));
+    builder.set_neighbour(PortId::WAN, hop, Neighbour::Reachable(mac(9)));
+    assert!(!moved_on(builder.build()), "it is reachable now");
+    builder.set_neighbour(PortId::WAN, hop, Neighbour::Reachable(mac(8)));
+    assert!(moved_on(builder.build_neighbours(&first)), "another link-layer address");
+    builder.set_neighbour(PortId::WAN, hop, Neighbour::Failed);
+    assert!(moved_on(builder.build()), "it was reachable");
+    builder.add_neighbour(PortId::WAN, hop, mac(9));
+    builder.clear_neighbours();
+    assert!(moved_on(builder.build()));
+    assert!(!moved_on(builder.build()), "nothing has changed");
+    builder.add_route(net("203.0.113.0/24"), PortId::LAN, None);
+    assert!(moved_on(builder.build()));
+    builder.set_kernel_forwarding(KernelForwarding { v4: true, v6: true });
+    assert!(moved_on(builder.build()));
+    let port = builder.ports()[0].clone();
+    builder.set_port(PortId::LAN, Port { rp_filter: RpFilter::Loose, ..port });
+    assert!(moved_on(builder.build()));
+    builder.add_address(PortId::LAN, [10, 9, 0, 1], 24);
+    assert!(moved_on(builder.build()));
+}

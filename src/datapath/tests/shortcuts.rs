@@ -110,8 +110,16 @@ impl Bench {
             }
             Step::Wait { milliseconds } => out = self.expire(milliseconds * 1_000_000),
             Step::Neighbour { byte } => {
-                self.builder.set_neighbour(PortId::WAN, ip("10.2.0.2"), Neighbour::Reachable(Mac([*byte & 0xfe; 6])));
-                self.routing = self.builder.build();
+                let known = match *byte {
+                    0..20 => Neighbour::Failed,
+                    20..40 => Neighbour::Unknown,
+                    _ => Neighbour::Reachable(Mac([*byte & 0xfe; 6])),
+                };
+                self.builder.set_neighbour(PortId::WAN, ip("10.2.0.2"), known);
+                self.routing = match byte % 2 {
+                    0 => self.builder.build(),
+                    _ => self.builder.build_neighbours(&self.routing),
+                };
             }
             Step::Reload => self.policy = policy(text, version, self.policy.generation + 1),
             Step::Age => self.shard.shortcuts.age(),
@@ -224,9 +232,14 @@ fn the_second_packet_of_a_state_takes_the_shortcut() {
     let by_hand = router.shard.rules[0].rules().iter().map(|counter| counter.packets).sum::<u64>();
     let in_all = router.shard.rule_counters(Family::V4).rules().iter().map(|counter| counter.packets).sum::<u64>();
     assert!(in_all >= by_hand + 8, "{in_all} counted, {by_hand} of them by running the rules");
+    router.builder.set_neighbour(PortId::WAN, ip("10.2.0.77"), Neighbour::Failed);
     router.routing = router.builder.build();
     router.one(PortId::LAN, &query()).expect("forwarded");
-    assert_eq!(router.shard.shortcuts.learned(), 1, "another generation begins with nothing");
+    assert_eq!(router.shard.shortcuts.learned(), learned, "a neighbour nobody went to changes nothing");
+    router.builder.add_route("203.0.113.0/24".parse().expect("a prefix"), PortId::LAN, None);
+    router.routing = router.builder.build();
+    router.one(PortId::LAN, &query()).expect("forwarded");
+    assert_eq!(router.shard.shortcuts.learned(), 1, "other ways begin with nothing");
 }
 
 #[test]
@@ -238,6 +251,7 @@ fn numbers_start_again_only_when_no_connection_has_an_old_one() {
     router.shard.shortcuts.age();
     router.one(PortId::LAN, &query()).expect("forwarded");
     assert_eq!(router.shard.shortcuts.learned(), 1, "the last numbers are good");
+    router.builder.add_route("203.0.113.0/24".parse().expect("a prefix"), PortId::LAN, None);
     router.routing = router.builder.build();
     router.one(PortId::LAN, &query()).expect("forwarded");
     router.one(PortId::LAN, &query()).expect("forwarded");
