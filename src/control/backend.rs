@@ -23,9 +23,8 @@ use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Tuple};
 use crate::device::PortId;
 use crate::rules::{self, RuleCounters, Ruleset};
 use crate::snapshot::{Policy, Routing};
-use crate::verdict::DropReason;
 use crate::wire::Family;
-use crate::worker::{EVENT_RING, Line, QueueStats, Reply, Request, Walk, WorkerStats, since};
+use crate::worker::{EVENT_RING, Line, QueueStats, Reply, Request, TableCounts, Walk, WorkerStats, since};
 
 /// How long a worker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -49,19 +48,6 @@ pub struct Facts {
     pub cores: Vec<u32>,
     /// The rules in force, IPv4 and IPv6.
     pub rulesets: [Arc<Ruleset>; 2],
-}
-
-/// How full a worker's connection table is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TableCounts {
-    /// Connections in it.
-    pub(super) entries: usize,
-    /// Connections there is room for.
-    pub(super) capacity: usize,
-    /// New connections that found no room.
-    pub(super) refused: u64,
-    /// Connections that went to make room.
-    pub(super) gave_way: u64,
 }
 
 /// The workers; see the module's head.
@@ -158,21 +144,26 @@ impl Workers {
         }
     }
 
-    /// Puts settings in force in all workers, or in none.
+    /// Puts settings in force in all workers, or in none: those in force `before` go again to every worker that was asked,
+    /// also to one that has not answered and finds both when it does.
     async fn put_in_force(&self, settings: &Settings, before: &Settings) -> Result<(), BackendError> {
         for worker in 0..self.lines.len() {
-            let outcome = match self.ask(worker, Request::Settings(Box::new(settings.clone()))).await? {
-                Reply::Settings(outcome) => outcome.map_err(BackendError),
-                _ => Err(another(worker)),
-            };
-            if let Err(error) = outcome {
-                for earlier in 0..worker {
-                    self.ask(earlier, Request::Settings(Box::new(before.clone()))).await?;
+            let Err(error) = self.give_settings(worker, settings).await else { continue };
+            for asked in 0..=worker {
+                if let Err(again) = self.give_settings(asked, before).await {
+                    tracing::error!("conntrack settings: worker {asked} may not have the former ones again: {again}");
                 }
-                return Err(error);
             }
+            return Err(error);
         }
         Ok(())
+    }
+
+    async fn give_settings(&self, worker: usize, settings: &Settings) -> Result<(), BackendError> {
+        match self.ask(worker, Request::Settings(Box::new(settings.clone()))).await? {
+            Reply::Settings(outcome) => outcome.map_err(BackendError),
+            _ => Err(another(worker)),
+        }
     }
 
     async fn ask(&self, worker: usize, request: Request) -> Result<Reply, BackendError> {
@@ -202,13 +193,14 @@ impl Workers {
 
     /// How full each worker's connection table is.
     pub(super) async fn table_counts(&self) -> Result<Vec<TableCounts>, BackendError> {
-        let counts = |stats: &WorkerStats| TableCounts {
-            entries: stats.entries,
-            capacity: stats.entries_limit,
-            refused: stats.counters.drops.get(DropReason::ConntrackFull),
-            gave_way: stats.conntrack.early_drop,
-        };
-        Ok(self.all_stats().await?.iter().map(counts).collect())
+        let mut all = Vec::with_capacity(self.lines.len());
+        for worker in 0..self.lines.len() {
+            match self.ask(worker, Request::TableCounts).await? {
+                Reply::TableCounts(counts) => all.push(counts),
+                _ => return Err(another(worker)),
+            }
+        }
+        Ok(all)
     }
 
     /// The connections in `count` records of a worker's table, from number `position` on.

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use tokio::time::MissedTickBehavior;
 
-use super::backend::{TableCounts, Workers};
+use super::backend::Workers;
 use crate::conntrack::{ConnView, protocol_name};
 use crate::wire::proto;
+use crate::worker::TableCounts;
 
 /// How often the counters are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,8 +48,8 @@ async fn census(workers: &Workers, counts: &[TableCounts]) -> Result<Census, sup
     let mut census = Census::default();
     let pieces = (PIECES / counts.len()).max(1);
     for (worker, count) in counts.iter().enumerate() {
-        let stride = count.capacity.div_ceil(pieces).max(PIECE);
-        for position in (0..count.capacity).step_by(stride) {
+        let stride = count.records.div_ceil(pieces).max(PIECE);
+        for position in (0..count.records).step_by(stride) {
             workers.entries_at(worker, position, PIECE).await?.iter().for_each(|conn| census.count(conn));
         }
     }
@@ -69,7 +70,7 @@ struct News {
     refused: u64,
     gave_way: u64,
     entries: usize,
-    capacity: usize,
+    limit: usize,
 }
 
 impl Pressure {
@@ -86,7 +87,7 @@ impl Pressure {
             refused: refused - self.refused,
             gave_way: gave_way - self.gave_way,
             entries: counts.iter().map(|it| it.entries).sum(),
-            capacity: counts.iter().map(|it| it.capacity).sum(),
+            limit: counts.iter().map(|it| it.limit).sum(),
         };
         *self = Pressure { refused, gave_way, said_at: Some(now) };
         Some(news)
@@ -95,10 +96,10 @@ impl Pressure {
 
 impl fmt::Display for News {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let News { refused, gave_way, entries, capacity } = self;
+        let News { refused, gave_way, entries, limit } = self;
         write!(
             f,
-            "connection table full ({entries} of {capacity}): since the last such line {refused} new connections were \
+            "connection table full ({entries} of {limit}): since the last such line {refused} new connections were \
              refused, and {gave_way} that were not ASSURED, or closing, gave way"
         )
     }
@@ -221,12 +222,12 @@ mod tests {
 
     #[test]
     fn one_line_in_a_while_tells_all_that_happened() {
-        let counts = |refused, gave_way| [TableCounts { entries: 9, capacity: 10, refused, gave_way }];
+        let counts = |refused, gave_way| [TableCounts { entries: 9, limit: 10, records: 16, refused, gave_way }];
         let start = Instant::now();
         let mut pressure = Pressure::default();
         assert_eq!(pressure.hear(&counts(0, 0), start), None);
         let first = pressure.hear(&counts(3, 1), start).expect("at once");
-        assert_eq!((first.refused, first.gave_way, first.entries, first.capacity), (3, 1, 9, 10));
+        assert_eq!((first.refused, first.gave_way, first.entries, first.limit), (3, 1, 9, 10));
         assert_eq!(pressure.hear(&counts(4, 1), start + LINE_INTERVAL / 2), None);
         let second = pressure.hear(&counts(4, 9), start + LINE_INTERVAL).expect("it is time");
         assert_eq!((second.refused, second.gave_way), (1, 8));

@@ -1,11 +1,18 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
 use super::*;
 use crate::conntrack::{ConnFilter, Event, EventKind, Tuple, TupleFilter};
+use crate::control::api::Backend;
+use crate::control::backend::{Facts, Workers};
 use crate::packet::Packet;
 use crate::rules::{self, RuleVector};
 use crate::snapshot::RoutingBuilder;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Mac};
-use crate::worker::{Reply, Request, SLICE, Walk};
+use crate::worker::{Reply, Request, SLICE, Walk, mailbox};
 use etherparse::PacketBuilder;
 
 const LAN_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
@@ -239,6 +246,53 @@ fn settings_change_while_it_runs() {
     assert_eq!(set(settings.clone()), (Ok(()), 7, 1));
     let (outcome, timeout, _) = set(Settings { max: 1001, udp_timeout: 8, ..settings });
     assert!(outcome.is_err_and(|error| error.contains("nf_conntrack_max = 1001")) && timeout == 7);
+}
+
+#[test]
+fn settings_that_one_worker_does_not_take_are_put_in_force_in_none() {
+    let mut sims = [simulator(Faults::default(), 1), simulator(Faults::default(), 2)];
+    let take = |sim: &mut Simulator| std::mem::replace(&mut sim.handle, mailbox().expect("a descriptor").1).line;
+    let lines = sims.iter_mut().map(take).collect();
+    let ruleset = |family| {
+        let text = rules::default_policy(family, "lan0", "wan0");
+        Arc::new(rules::load("default", &text, family, &["lan0", "wan0"]).expect("good rules"))
+    };
+    let facts = Facts {
+        start: std::time::Instant::now(),
+        mode: "copy".into(),
+        poll: "busy".into(),
+        cores: vec![0, 1],
+        rulesets: [ruleset(Family::V4), ruleset(Family::V6)],
+    };
+    let vector = |of: usize| RuleVector::compile(&facts.rulesets[of]);
+    let policy = Policy { generation: 1, v4: vector(0), v6: vector(1) };
+    let routing = RoutingBuilder::new().build();
+    let before = Settings { max: 1024, ..Settings::default() };
+    let published = (Arc::new(ArcSwap::from_pointee(policy)), Arc::new(ArcSwap::from_pointee(routing)));
+    let workers = Workers::new(lines, facts, before.clone(), published.0, published.1);
+    let change = BTreeMap::from([("nf_conntrack_udp_timeout".to_owned(), 7)]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let [awake, stuck] = &mut sims;
+    let outcome = runtime.block_on(async {
+        let work = async {
+            loop {
+                awake.burst().expect("no port was cut");
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            outcome = workers.sysctl(&change) => outcome,
+            () = work => unreachable!("it never ends"),
+        }
+    });
+    assert!(outcome.expect_err("worker 1 is stuck").0.contains("worker 1 does not answer"));
+    // The stuck one comes back and finds both.
+    for _ in 0..4 {
+        stuck.burst().expect("no port was cut");
+    }
+    for sim in &sims {
+        assert_eq!(*sim.shard().conntrack.settings(), before);
+    }
 }
 
 #[test]

@@ -19,8 +19,8 @@ use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Statistics, Tuple}
 use crate::datapath::{Counters, Effects, Resolve, Shard};
 use crate::device::{PortId, QueueStatistics};
 use crate::rules::{LogRecord, RuleCounters};
-use crate::snapshot::Policy;
 use crate::time::Instant;
+use crate::verdict::DropReason;
 use crate::wire::Family;
 
 /// LOG records between worker and control thread.
@@ -81,6 +81,8 @@ impl Walk {
 pub enum Request {
     /// All counters.
     Stats,
+    /// How full the connection table is: nothing of it is allocated.
+    TableCounts,
     /// A part of the connection table. With room for no entry or no budget it comes back as it is.
     Walk(Box<Walk>),
     /// One connection, by a tuple of it.
@@ -96,6 +98,8 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Stats`].
     Stats(Box<WorkerStats>),
+    /// To [`Request::TableCounts`].
+    TableCounts(TableCounts),
     /// To [`Request::Walk`].
     Walk(Box<Walk>),
     /// To [`Request::Get`].
@@ -104,6 +108,21 @@ pub enum Reply {
     Listening(Option<Producer<Event>>),
     /// To [`Request::Settings`]: done, or why not.
     Settings(Result<(), String>),
+}
+
+/// How full a worker's connection table is.
+#[derive(Clone, Copy, Debug)]
+pub struct TableCounts {
+    /// Connections in it.
+    pub entries: usize,
+    /// Connections it may hold.
+    pub limit: usize,
+    /// Records it has, of which a walk looks at each.
+    pub records: usize,
+    /// New connections that found no room.
+    pub refused: u64,
+    /// Connections that went to make room.
+    pub gave_way: u64,
 }
 
 /// One device of a worker.
@@ -286,7 +305,6 @@ impl Mailbox {
     pub(super) fn serve(
         &mut self,
         shard: &mut Shard,
-        policy: &Policy,
         turns: Turns,
         queues: impl Iterator<Item = QueueStats>,
         now: Instant,
@@ -294,7 +312,8 @@ impl Mailbox {
         if self.walk.is_none() {
             let Ok(request) = self.requests.pop() else { return };
             let reply = match request {
-                Request::Stats => Some(Reply::Stats(Box::new(self.stats(shard, policy, turns, queues.collect())))),
+                Request::Stats => Some(Reply::Stats(Box::new(self.stats(shard, turns, queues.collect())))),
+                Request::TableCounts => Some(Reply::TableCounts(table_counts(shard))),
                 Request::Walk(walk) => {
                     self.walk = Some(walk);
                     None
@@ -317,15 +336,15 @@ impl Mailbox {
         }
     }
 
-    fn stats(&self, shard: &Shard, policy: &Policy, turns: Turns, queues: Vec<QueueStats>) -> WorkerStats {
+    fn stats(&self, shard: &Shard, turns: Turns, queues: Vec<QueueStats>) -> WorkerStats {
         WorkerStats {
             counters: shard.counters.clone(),
             conntrack: *shard.conntrack.statistics(),
             entries: shard.conntrack.len(),
-            entries_limit: shard.conntrack.capacity(),
+            entries_limit: shard.conntrack.limit(),
             table_bytes: shard.conntrack.memory().total_bytes(),
             waiting: shard.waiting(),
-            policy_generation: policy.generation,
+            policy_generation: shard.policy_generation(),
             rules_v4: shard.rule_counters(Family::V4),
             rules_v6: shard.rule_counters(Family::V6),
             bursts: turns.bursts,
@@ -335,5 +354,15 @@ impl Mailbox {
             free_frames: turns.free_frames,
             queues,
         }
+    }
+}
+
+fn table_counts(shard: &Shard) -> TableCounts {
+    TableCounts {
+        entries: shard.conntrack.len(),
+        limit: shard.conntrack.limit(),
+        records: shard.conntrack.capacity(),
+        refused: shard.counters.drops.get(DropReason::ConntrackFull),
+        gave_way: shard.conntrack.statistics().early_drop,
     }
 }

@@ -10,7 +10,8 @@ mod mailbox;
 
 use mailbox::Turns;
 pub use mailbox::{
-    EVENT_RING, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE, Walk, WorkerStats, mailbox,
+    EVENT_RING, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE, TableCounts, Walk, WorkerStats,
+    mailbox,
 };
 
 use std::fmt;
@@ -204,7 +205,7 @@ impl<D: Device, H: Host> Worker<D, H> {
             device: device.statistics(),
         });
         let turns = Turns { bursts: self.bursts, busy_bursts: self.busy_bursts, free_frames: self.pool.len() };
-        self.mailbox.serve(&mut self.shard, self.policy.load(), turns, queues, now);
+        self.mailbox.serve(&mut self.shard, turns, queues, now);
     }
 
     /// Does what the core wants done.

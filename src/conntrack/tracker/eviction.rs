@@ -129,8 +129,8 @@ fn renewed_at(conn: &Conn, settings: &Settings) -> Instant {
 }
 
 impl Conntrack {
-    /// Connections the table may hold.
-    pub(super) fn limit(&self) -> usize {
+    /// Connections the table may hold: `nf_conntrack_max`, at most [`Conntrack::capacity`].
+    pub fn limit(&self) -> usize {
         self.settings.max.min(self.table.capacity())
     }
 
