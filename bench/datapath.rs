@@ -101,6 +101,13 @@ impl Rig {
         }
     }
 
+    /// As [`Rig::process`], under a name of its own: `valgrind --tool=callgrind --collect-atstart=no
+    /// --toggle-collect='*Rig::measure*'` counts these packets and not those that set the flows up.
+    #[inline(never)]
+    fn measure(&mut self) -> (Duration, u64) {
+        self.process()
+    }
+
     fn process(&mut self) -> (Duration, u64) {
         let (start, ticks) = (std::time::Instant::now(), arch::tsc());
         process(&mut self.shard, &self.policy, &self.routing, &mut self.batch, self.now, &mut self.effects);
@@ -163,13 +170,17 @@ fn established(c: &mut Criterion) {
                 let mut total = Duration::ZERO;
                 for _ in 0..batches {
                     rig.load(PortId::LAN);
-                    let (took, cost) = rig.process();
+                    let (took, cost) = rig.measure();
                     total += took;
                     ticks.push(cost);
                 }
                 total.mul_f64(iterations as f64 / (batches * BATCH as u64) as f64)
             });
         });
+        // Left out by a filter.
+        if ticks.is_empty() {
+            continue;
+        }
         ticks.sort_unstable();
         let per_packet = |share: usize| ticks[ticks.len() * share / 100] as f64 / BATCH as f64;
         eprintln!(

@@ -133,7 +133,7 @@ pub fn is_whole(frame: &[u8], packet: &Packet) -> bool {
         }
         (Family::V4, _) => 0,
     };
-    checksum::fold(checksum::sum(pseudo, l4)) == 0xffff
+    checksum::is_right(pseudo, l4)
 }
 
 /// Turns `frame`, which holds `packet`, into the ICMP error `error` from `source` to the packet's source. `id` is the IPv4

@@ -233,12 +233,14 @@ impl Table {
     }
 
     /// Whether this is the tuple of one direction of a connection.
-    #[inline]
+    #[inline(always)]
     fn has(&self, id: ConnId, direction: Direction, tuple: &Tuple) -> bool {
-        match self.records[id.index()].has_v4(direction, tuple) {
-            Some(answer) => answer,
-            None => self.tuple(id, direction) == *tuple,
-        }
+        self.records[id.index()].has_v4(direction, tuple).unwrap_or_else(|| self.has_whole(id, direction, tuple))
+    }
+
+    #[inline(never)]
+    fn has_whole(&self, id: ConnId, direction: Direction, tuple: &Tuple) -> bool {
+        self.tuple(id, direction) == *tuple
     }
 
     /// The connection that has this key, and the direction of the key. Knows nothing of time.

@@ -189,7 +189,6 @@ impl Conntrack {
     ///
     /// # Errors
     /// [`DropReason::ConntrackFull`], when a new connection finds no room.
-    #[inline]
     pub fn track(
         &mut self,
         packet: &Packet,
@@ -244,7 +243,7 @@ impl Conntrack {
     ///
     /// # Errors
     /// As [`Conntrack::track`].
-    #[inline]
+    #[inline(always)]
     pub fn track_known(
         &mut self,
         known: (ConnId, Direction),
@@ -283,14 +282,18 @@ impl Conntrack {
     ///
     /// # Errors
     /// The packet is to be dropped: another connection has taken the tuple, or the index has no room.
+    #[inline]
     pub fn confirm(&mut self, tracked: &Tracked, now: Instant) -> Result<(), DropReason> {
         match tracked.conn {
-            ConnRef::Prepared => {}
+            ConnRef::Prepared => self.confirm_prepared(now),
             conn => {
                 self.tell_news(conn, now);
-                return Ok(());
+                Ok(())
             }
         }
+    }
+
+    fn confirm_prepared(&mut self, now: Instant) -> Result<(), DropReason> {
         let Some(mut new) = self.prepared.take() else { return Ok(()) };
         for direction in [Direction::Original, Direction::Reply] {
             let tuple = new.tuple(direction);
@@ -386,7 +389,7 @@ impl Conntrack {
         let listening = self.events.is_on();
         let conn = self.table.get_mut(id);
         if conn.is_confirmed() {
-            let before = listening.then(|| (conn.state_view(), conn.status));
+            let before = if listening { Some(standing(conn)) } else { None };
             tcp::close(conn, &self.settings, now);
             note_changes(conn, before, false);
         }
@@ -676,7 +679,7 @@ impl Conntrack {
     }
 
     /// A packet of a connection in the table. `None`: that connection is gone, look again.
-    #[inline]
+    #[inline(always)]
     fn update(
         &mut self,
         id: ConnId,
@@ -688,7 +691,7 @@ impl Conntrack {
         let listening = self.events.is_on();
         let (conn, tcp) = self.table.get_with_tcp_mut(id);
         // Looked at only when somebody listens: the state of before, and the status.
-        let before = listening.then(|| (conn.state_view(), conn.status));
+        let before = if listening { Some(standing(conn)) } else { None };
         let info = match direction {
             Direction::Reply => CtInfo::EstablishedReply,
             Direction::Original if conn.status.any(CtStatus::SEEN_REPLY) => CtInfo::Established,
@@ -779,6 +782,12 @@ fn portless_tuple(packet: &Packet, frame: &[u8], tuple: Tuple) -> Option<Tuple> 
     }
 }
 
+/// What events tell changes of.
+#[cold]
+fn standing(conn: &Conn) -> (Option<StateView>, CtStatus) {
+    (conn.state_view(), conn.status)
+}
+
 /// Notes for [`Conntrack::tell_changes`] how a connection differs from `before`, which is `None` while nobody listens.
 #[inline]
 fn note_changes(conn: &mut Conn, before: Option<(Option<StateView>, CtStatus)>, is_resync: bool) {
@@ -802,7 +811,7 @@ fn is_resync(outcome: Outcome, direction: Direction, packet: &Packet) -> bool {
 }
 
 /// Has the packet's protocol look at it (`nf_conntrack_handle_packet`).
-#[inline]
+#[inline(always)]
 fn apply(
     conn: &mut Conn,
     tcp: &mut TcpRecord,

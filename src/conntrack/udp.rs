@@ -16,6 +16,7 @@ use crate::wire::{self, checksum};
 const STREAM_AGE_NS: u64 = 2 * SECOND_NS;
 
 /// A UDP packet of `conn`.
+#[inline]
 pub(super) fn packet(conn: &mut Conn, packet: &Packet, settings: &Settings, now: Instant) -> Outcome {
     if !packet_is_sound(packet, settings) {
         return Outcome::Invalid;
@@ -76,5 +77,5 @@ fn is_sound_lite(packet: &Packet, udplite: &[u8], verify: bool) -> bool {
     }
     let length = udplite.len() as u32;
     let pseudo = checksum::pseudo_header(packet.family, packet.src, packet.dst, packet.proto, length);
-    !verify || checksum::fold(checksum::sum(pseudo, &udplite[..coverage])) == 0xffff
+    !verify || checksum::is_right(pseudo, &udplite[..coverage])
 }

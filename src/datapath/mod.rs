@@ -90,34 +90,37 @@ pub fn process(
     effects: &mut Effects,
 ) {
     shard.follow(policy, routing);
-    let mut work = std::mem::take(&mut shard.work);
-    parse_all(shard, batch, &mut work);
-    for work in work.iter().flatten() {
+    let mut places = std::mem::take(&mut shard.work);
+    if places.len() < batch.len() {
+        places.resize(batch.len(), Work::BLANK);
+    }
+    let work = &mut places[..batch.len()];
+    parse_all(shard, batch, work);
+    for work in work.iter().filter(|work| work.unreadable.is_none()) {
         shard.conntrack.prefetch_conn(&work.packet, work.hash);
     }
     let mut path = Path { shard, policy, routing, now, effects };
-    for ((port, frame), parsed) in batch.frames.drain(..).zip(&mut work) {
-        match parsed {
-            Ok(work) => path.take(port, frame, work),
-            Err(reason) => path.drop(frame, *reason),
+    for ((port, frame), work) in batch.frames.drain(..).zip(work) {
+        match work.unreadable {
+            None => path.take(port, frame, work),
+            Some(reason) => path.drop(frame, reason),
         };
     }
-    work.clear();
-    path.shard.work = work;
+    path.shard.work = places;
 }
 
 /// Stage (a).
-fn parse_all(shard: &mut Shard, batch: &Batch, work: &mut Vec<Result<Work, DropReason>>) {
+fn parse_all(shard: &mut Shard, batch: &Batch, work: &mut [Work]) {
     let verify = shard.conntrack.settings().checksum;
-    for (port, frame) in &batch.frames {
+    for ((port, frame), work) in batch.frames.iter().zip(work) {
         let counters = &mut shard.counters.ports[port.index()];
         counters.receive_packets += 1;
         counters.receive_bytes += frame.len() as u64;
-        work.push(Packet::parse(frame.bytes(), *port, verify).map(|packet| {
-            let hash = shard.conntrack.hash(&Tuple::of(&packet));
-            shard.conntrack.prefetch_bucket(hash);
-            Work { packet, hash }
-        }));
+        work.unreadable = work.packet.read(frame.bytes(), *port, verify).err();
+        if work.unreadable.is_none() {
+            work.hash = shard.conntrack.hash(&Tuple::of(&work.packet));
+            shard.conntrack.prefetch_bucket(work.hash);
+        }
     }
 }
 
@@ -158,7 +161,10 @@ fn is_plain(packet: &Packet) -> bool {
 /// A packet that passed leaves without padding, and with a whole checksum.
 #[inline]
 fn finish(frame: &mut Frame, packet: &mut Packet) {
-    frame.set_len(packet.frame_len());
+    // Mostly there is no padding; a length just written would hold up the frame's move to the queue.
+    if frame.len() != packet.frame_len() {
+        frame.set_len(packet.frame_len());
+    }
     rewrite::finish_checksum(frame.bytes_mut(), packet);
 }
 
@@ -202,8 +208,8 @@ struct Way {
 /// A packet's decision before it is carried out.
 enum Fate {
     Forward(Way),
-    /// To a neighbour that is known.
-    Send(PortId, Mac),
+    /// As the shortcut of this number says.
+    Follow(u32),
     Punt,
     Refuse(Refusal),
 }
@@ -225,9 +231,12 @@ impl Path<'_> {
     #[inline]
     fn take(&mut self, port: PortId, mut frame: Frame, work: &mut Work) -> Verdict {
         match self.decide(&mut frame, work) {
-            Fate::Send(to, neighbour) => {
+            Fate::Follow(number) => {
                 finish(&mut frame, &mut work.packet);
-                self.send(frame, to, neighbour)
+                let Some(&Shortcut { out_port, neighbour, .. }) = self.shard.shortcuts.get(number) else {
+                    unreachable!("no packet between makes a shortcut go")
+                };
+                self.send(frame, out_port, neighbour)
             }
             Fate::Forward(way) => self.forward(frame, &mut work.packet, &way),
             Fate::Punt if !self.shard.punts.take(self.now) => self.drop(frame, DropReason::PuntLimited),
@@ -245,7 +254,7 @@ impl Path<'_> {
     /// Only what is addressed to this port is routed; group addresses are the host's. Then the short way or the long one.
     #[inline]
     fn decide(&mut self, frame: &mut Frame, work: &mut Work) -> Fate {
-        let Work { packet, hash } = work;
+        let Work { packet, hash, .. } = work;
         let destination = ethernet::destination(frame.bytes());
         if destination != self.routing.ports[packet.port.index()].mac {
             return if destination.is_group() { Fate::Punt } else { Fate::Refuse(DropReason::NotForUs.into()) };
@@ -261,7 +270,8 @@ impl Path<'_> {
     /// A packet of a known connection: where an earlier one went, if nothing speaks against it.
     #[inline]
     fn decide_known(&mut self, frame: &mut Frame, packet: &mut Packet, hash: u64, known: Known) -> Fate {
-        let kept = self.shard.shortcuts.get(self.shard.conntrack.shortcut(known)).copied();
+        let number = self.shard.conntrack.shortcut(known);
+        let kept = self.shard.shortcuts.get(number).copied();
         let fits = |kept: &Shortcut| kept.in_port == packet.port && packet.ttl > 1 && packet.l3_len <= kept.mtu;
         let Some(kept) = kept.filter(fits) else {
             return self.decide_fully(frame, packet, hash, Some(known), None);
@@ -287,13 +297,14 @@ impl Path<'_> {
         }
         // Known as it is, there may be news of it.
         match self.shard.conntrack.confirm(&tracked, self.now) {
-            Ok(()) => Fate::Send(kept.out_port, kept.neighbour),
+            Ok(()) => Fate::Follow(number),
             Err(reason) => Fate::Refuse(reason.into()),
         }
     }
 
     /// Netfilter's order. Steps without a table to run yet (raw, mangle, nat) are named where they will stand. `known` is a
     /// plain packet's connection, `tracked` what conntrack has said of it already.
+    #[inline(never)]
     fn decide_fully(
         &mut self,
         frame: &mut Frame,

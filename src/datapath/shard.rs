@@ -59,7 +59,15 @@ pub struct Counters {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Work {
     pub(super) packet: Packet,
+    /// Of the packet's tuple.
     pub(super) hash: u64,
+    /// Why it is to be dropped; then the others mean nothing.
+    pub(super) unreadable: Option<DropReason>,
+}
+
+impl Work {
+    /// The place of a packet.
+    pub(super) const BLANK: Work = Work { packet: Packet::BLANK, hash: 0, unreadable: None };
 }
 
 /// The family's place in an array.
@@ -87,7 +95,8 @@ pub struct Shard {
     pub(super) asked_at: Instant,
     pub(super) limiter: Limiter,
     pub(super) ip_id: u16,
-    pub(super) work: Vec<Result<Work, DropReason>>,
+    /// A place for each packet of a batch.
+    pub(super) work: Vec<Work>,
 }
 
 impl Shard {
@@ -104,7 +113,7 @@ impl Shard {
             asked_at: Instant::ZERO,
             limiter: Limiter::new(),
             ip_id: secret[0] as u16,
-            work: Vec::with_capacity(super::BATCH),
+            work: vec![Work::BLANK; super::BATCH],
         }
     }
 

@@ -6,13 +6,30 @@ use super::{Addr, Family};
 /// `initial`. Not folded to 16 bits and not complemented: see [`fold`].
 #[inline]
 pub fn sum(initial: u64, bytes: &[u8]) -> u64 {
-    // Native-endian words of any size, swapped once at the end, give the same sum (RFC 1071 section 2 (A) and (B)). Long
-    // data goes in lanes, which the compiler makes vectors of; for a header their set-up costs more than the sum.
-    let (mut native, rest) = if bytes.len() < LANES_FROM { (0, bytes) } else { sum_in_lanes(bytes) };
+    initial + u64::from(u16::from_be(fold(sum_native(0, bytes))))
+}
+
+/// Whether a checksum that covers `bytes` and data whose [`sum`] is `initial` is right: both together, with the checksum
+/// field, give all ones. As `fold(sum(initial, bytes)) == 0xffff`, in one fold less than that takes. `initial` is below 2^56.
+#[inline]
+pub fn is_right(initial: u64, bytes: &[u8]) -> bool {
+    // Swapping the bytes of each 16-bit word multiplies a sum by 2^8, modulo 2^16 - 1.
+    let initial = if cfg!(target_endian = "little") { initial << 8 } else { initial };
+    fold(sum_native(initial, bytes)) == 0xffff
+}
+
+/// The sum of `initial` and `bytes` as native-endian words: words of any size, swapped once at the end, give the same sum
+/// (RFC 1071 section 2 (A) and (B)). Long data goes in lanes, which the compiler makes vectors of; for a header their
+/// set-up costs more than the sum.
+#[inline(always)]
+fn sum_native(initial: u64, bytes: &[u8]) -> u64 {
+    let (lanes, rest) = if bytes.len() < LANES_FROM { (0, bytes) } else { sum_in_lanes(bytes) };
+    let mut native = initial;
     let mut add = |word: u64| {
         let (sum, carry) = native.overflowing_add(word);
         native = sum + u64::from(carry);
     };
+    add(lanes);
     let (words, mut rest) = rest.as_chunks::<8>();
     for word in words {
         add(u64::from_ne_bytes(*word));
@@ -28,13 +45,14 @@ pub fn sum(initial: u64, bytes: &[u8]) -> u64 {
     if let [last] = rest {
         add(u64::from(u16::from_ne_bytes([*last, 0])));
     }
-    initial + u64::from(u16::from_be(fold(native)))
+    native
 }
 
 /// Bytes from which lanes pay.
 const LANES_FROM: usize = 128;
 
 /// The native-endian sum of all whole blocks of 32 bytes, and what is left of `bytes`.
+#[inline(never)]
 fn sum_in_lanes(bytes: &[u8]) -> (u64, &[u8]) {
     let (blocks, rest) = bytes.as_chunks::<32>();
     let mut lanes = [0u64; 8];
@@ -48,12 +66,12 @@ fn sum_in_lanes(bytes: &[u8]) -> (u64, &[u8]) {
 
 /// Folds a sum to 16 bits with end-around carry. Not complemented.
 #[inline]
-pub const fn fold(mut sum: u64) -> u16 {
-    sum = (sum & 0xffff_ffff) + (sum >> 32);
-    sum = (sum & 0xffff_ffff) + (sum >> 32);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+pub const fn fold(sum: u64) -> u16 {
+    // A sum that carried is not all ones, so its carry fits.
+    let (half, carry) = ((sum >> 32) as u32).overflowing_add(sum as u32);
+    let half = half + carry as u32;
+    let (quarter, carry) = ((half >> 16) as u16).overflowing_add(half as u16);
+    quarter + carry as u16
 }
 
 /// The sum of the TCP/UDP/ICMPv6 pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1); `length` is that of the
@@ -142,6 +160,22 @@ mod tests {
             let (fast, slow) = (fold(sum(0, &bytes)), plain(&bytes));
             // 0 and 0xffff are the same number in one's complement.
             prop_assert!(fast == slow || (fast ^ slow) == 0xffff && (fast == 0 || slow == 0));
+        }
+
+        #[test]
+        fn right_is_what_sums_to_all_ones(
+            mut bytes in proptest::collection::vec(any::<u8>(), 2..200),
+            initial in 0u64..1 << 40,
+            make_right: bool,
+        ) {
+            if make_right {
+                bytes[..2].fill(0);
+                let check = finish(sum(initial, &bytes));
+                bytes[..2].copy_from_slice(&check.to_be_bytes());
+            }
+            let all_ones = fold(sum(initial, &bytes)) == 0xffff;
+            prop_assert_eq!(is_right(initial, &bytes), all_ones);
+            prop_assert!(all_ones || !make_right);
         }
 
         #[test]
