@@ -11,7 +11,7 @@ use crate::rules::RuleCounters;
 use crate::snapshot::{Policy, Routing};
 use crate::time::Instant;
 use crate::verdict::{DropCounters, DropReason};
-use crate::wire::Family;
+use crate::wire::{Family, Mac};
 
 use super::budget::PuntBudget;
 use super::shortcut::Shortcuts;
@@ -61,13 +61,15 @@ pub(super) struct Work {
     pub(super) packet: Packet,
     /// Of the packet's tuple.
     pub(super) hash: u64,
+    /// The link-layer address that the frame was sent to.
+    pub(super) destination: Mac,
     /// Why it is to be dropped; then the others mean nothing.
     pub(super) unreadable: Option<DropReason>,
 }
 
 impl Work {
     /// The place of a packet.
-    pub(super) const BLANK: Work = Work { packet: Packet::BLANK, hash: 0, unreadable: None };
+    pub(super) const BLANK: Work = Work { packet: Packet::BLANK, hash: 0, destination: Mac([0; 6]), unreadable: None };
 }
 
 /// The family's place in an array.
