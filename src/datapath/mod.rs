@@ -21,7 +21,7 @@ pub use shard::{Counters, PortCounters, Shard};
 
 use crate::arch;
 use crate::conntrack::{ConnId, ConnRef, CtInfo, Direction, Template, Tracked, Tuple};
-use crate::device::{Frame, PortId};
+use crate::device::{Device, Frame, PortId};
 use crate::packet::{L4, Packet};
 use crate::reply;
 use crate::rewrite::{self, Options};
@@ -39,34 +39,53 @@ use waiting::Outcome;
 /// Packets of a batch. 64 is where the cost per packet stops falling (VPP's graph: 128 gains nothing more).
 pub const BATCH: usize = 64;
 
-/// Packets in hand, with the port each arrived on, oldest first.
+/// Packets in hand that one port has received, oldest first.
 #[derive(Debug)]
 pub struct Batch {
-    frames: Vec<(PortId, Frame)>,
+    port: PortId,
+    frames: Vec<Frame>,
+    /// Of all frames, in sum.
+    bytes: u64,
 }
 
 impl Default for Batch {
     fn default() -> Batch {
-        Batch { frames: Vec::with_capacity(BATCH) }
+        Batch { port: PortId::LAN, frames: Vec::with_capacity(BATCH), bytes: 0 }
     }
 }
 
 impl Batch {
-    /// Appends a packet.
+    /// Takes up to [`BATCH`] packets from a device of `port`; returns how many packets and bytes.
+    ///
+    /// # Panics
+    /// When there are packets in hand.
     #[inline]
-    pub fn push(&mut self, port: PortId, frame: Frame) {
-        // Another core has just written the header; all of a batch's are fetched while the batch is put together.
-        arch::prefetch(frame.bytes());
-        self.frames.push((port, frame));
+    pub fn receive(&mut self, port: PortId, device: &mut impl Device) -> (usize, u64) {
+        assert!(self.is_empty(), "the last batch was processed");
+        self.port = port;
+        let count = device.receive(&mut self.frames, BATCH);
+        for frame in &self.frames {
+            // Somebody else has just written the header; all of a batch's are fetched before the first is read.
+            arch::prefetch(frame.bytes());
+            self.bytes += frame.len() as u64;
+        }
+        (count, self.bytes)
     }
 
-    /// Appends packets that arrived on one port.
-    #[inline]
-    pub fn extend(&mut self, port: PortId, frames: impl Iterator<Item = Frame>) {
-        self.frames.extend(frames.map(|frame| {
-            arch::prefetch(frame.bytes());
-            (port, frame)
-        }));
+    /// Whether a packet that `port` has received can be appended.
+    pub fn takes(&self, port: PortId) -> bool {
+        self.port == port || self.is_empty()
+    }
+
+    /// Appends a packet that `port` has received.
+    ///
+    /// # Panics
+    /// When there are packets of another port in hand.
+    pub fn push(&mut self, port: PortId, frame: Frame) {
+        assert!(self.takes(port), "a batch is of one port");
+        self.port = port;
+        self.bytes += frame.len() as u64;
+        self.frames.push(frame);
     }
 
     /// Packets in hand.
@@ -106,23 +125,24 @@ pub fn process(
         shard.conntrack.prefetch_conn(&work.packet, work.hash);
     }
     let mut path = Path { shard, policy, routing, now, effects };
-    for ((port, frame), work) in batch.frames.drain(..).zip(work) {
+    for (frame, work) in batch.frames.drain(..).zip(work) {
         match work.unreadable {
-            None => path.take(port, frame, work),
+            None => path.take(frame, work),
             Some(reason) => path.drop(frame, reason),
         };
     }
     path.shard.work = places;
+    batch.bytes = 0;
 }
 
 /// Stage (a).
 fn parse_all(shard: &mut Shard, batch: &Batch, work: &mut [Work]) {
     let verify = shard.conntrack.settings().checksum;
-    for ((port, frame), work) in batch.frames.iter().zip(work) {
-        let counters = &mut shard.counters.ports[port.index()];
-        counters.receive_packets += 1;
-        counters.receive_bytes += frame.len() as u64;
-        work.unreadable = work.packet.read(frame.bytes(), *port, verify).err();
+    let counters = &mut shard.counters.ports[batch.port.index()];
+    counters.receive_packets += batch.len() as u64;
+    counters.receive_bytes += batch.bytes;
+    for (frame, work) in batch.frames.iter().zip(work) {
+        work.unreadable = work.packet.read(frame.bytes(), batch.port, verify).err();
         if work.unreadable.is_none() {
             work.hash = shard.conntrack.hash(&Tuple::of(&work.packet));
             work.destination = ethernet::destination(frame.bytes());
@@ -235,7 +255,7 @@ impl Refusal {
 impl Path<'_> {
     /// Stage (c) for one packet: decide, then carry it out.
     #[inline]
-    fn take(&mut self, port: PortId, mut frame: Frame, work: &mut Work) -> Verdict {
+    fn take(&mut self, mut frame: Frame, work: &mut Work) -> Verdict {
         match self.decide(&mut frame, work) {
             Fate::Follow(number) => {
                 finish(&mut frame, &mut work.packet);
@@ -250,7 +270,7 @@ impl Path<'_> {
                 // What the kernel gets back has left the sender's NIC for it: a bare frame with nothing left to finish.
                 rewrite::finish_checksum(frame.bytes_mut(), &mut work.packet);
                 self.shard.counters.punted += 1;
-                self.effects.punt.push((port, frame));
+                self.effects.punt.push((work.packet.port, frame));
                 Verdict::Punt
             }
             Fate::Refuse(refusal) => self.refuse(frame, &work.packet, &refusal),

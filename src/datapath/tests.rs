@@ -71,6 +71,9 @@ impl Bench {
     fn batch(&mut self, packets: &[(PortId, Vec<u8>)]) -> Vec<(PortId, Vec<u8>)> {
         let mut batch = Batch::default();
         for (port, bytes) in packets {
+            if !batch.takes(*port) {
+                process(&mut self.shard, &self.policy, &self.routing, &mut batch, self.now, &mut self.effects);
+            }
             let mut frame = self.pool.take().expect("enough frames");
             frame.fill(bytes);
             batch.push(*port, frame);

@@ -25,7 +25,7 @@ use arc_swap::{ArcSwap, Cache};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::datapath::{self, BATCH, Batch, Effects, Shard};
-use crate::device::{Device, Frame, FramePool, Host, PortId};
+use crate::device::{Device, FramePool, Host, PortId};
 use crate::snapshot::{Policy, Routing};
 use crate::time::Instant;
 use crate::verdict::DropReason;
@@ -96,7 +96,6 @@ pub struct Worker<D, H> {
     policy: Cache<Arc<ArcSwap<Policy>>, Arc<Policy>>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     mailbox: Mailbox,
-    received: Vec<Frame>,
     batch: Batch,
     effects: Effects,
     /// Packets and bytes received, by device.
@@ -130,7 +129,6 @@ impl<D: Device, H: Host> Worker<D, H> {
             policy: Cache::new(parts.policy),
             routing: Cache::new(parts.routing),
             mailbox: parts.mailbox,
-            received: Vec::with_capacity(BATCH),
             batch: Batch::default(),
             effects: Effects::new(BATCH),
             bursts: 0,
@@ -171,15 +169,14 @@ impl<D: Device, H: Host> Worker<D, H> {
         let mut total = 0;
         for index in 0..self.devices.len() {
             let (port, device) = &mut self.devices[index];
-            let count = device.receive(&mut self.received, BATCH);
+            let (count, bytes) = self.batch.receive(*port, device);
             if count == 0 {
                 continue;
             }
             total += count;
             let counted = &mut self.received_by[index];
             counted[0] += count as u64;
-            counted[1] += self.received.iter().map(|frame| frame.len() as u64).sum::<u64>();
-            self.batch.extend(*port, self.received.drain(..));
+            counted[1] += bytes;
             let (policy, routing) = (self.policy.load(), self.routing.load());
             datapath::process(&mut self.shard, policy, routing, &mut self.batch, now, &mut self.effects);
             self.carry_out();
