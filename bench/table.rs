@@ -101,7 +101,9 @@ fn hash_all(ct: &Conntrack, batch: &[Packet], staged: bool) -> [u64; BATCH] {
         }
     }
     if staged {
-        hashes.iter().zip(batch).for_each(|(&hash, packet)| ct.prefetch_conn(packet, hash));
+        for (&hash, packet) in hashes.iter().zip(batch) {
+            let _ = ct.prefetch_conn(packet, hash);
+        }
     }
     hashes
 }

@@ -33,6 +33,7 @@ pub use filter::{ConnFilter, Masked, Network, TupleFilter};
 pub use list::{ConnView, Counter, StateView, TupleView, protocol_name};
 pub use settings::Settings;
 pub use statistics::{Memory, Statistics};
+pub use table::Candidate;
 pub use template::{Template, Zone, ZoneDirection};
 pub use text::LineOptions;
 pub use tracker::{ConnRef, Conntrack, Tracked};

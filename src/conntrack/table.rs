@@ -64,6 +64,22 @@ impl Bucket {
     }
 }
 
+/// A slot of the index whose key may be the one looked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate(u32);
+
+impl Candidate {
+    /// There is none.
+    pub const NONE: Candidate = Candidate(EMPTY);
+}
+
+/// The connection and the direction of the key that a slot stands for.
+#[inline]
+fn parts_of(slot: u32) -> (ConnId, Direction) {
+    let direction = if slot & REPLY_BIT == 0 { Direction::Original } else { Direction::Reply };
+    (ConnId(slot & !REPLY_BIT), direction)
+}
+
 /// The index has no room within reach of one of the keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct IndexFull;
@@ -182,12 +198,13 @@ impl Table {
         arch::prefetch(&self.buckets[self.home(hash)]);
     }
 
-    /// Asks for what a packet of this family and protocol reads of the records that may have its key. Reads the home
-    /// bucket only.
+    /// Asks for what a packet of this family and protocol reads of the records that may have its key, and says which of
+    /// them is the first. Reads the home bucket only.
     #[inline]
-    pub(super) fn prefetch_conn(&self, hash: u64, family: Family, protocol: u8) {
+    pub(super) fn prefetch_conn(&self, hash: u64, family: Family, protocol: u8) -> Candidate {
         let bucket = &self.buckets[self.home(hash)];
         let mut mask = bucket.matches(Table::tag(hash));
+        let first = if mask == 0 { Candidate::NONE } else { Candidate(bucket.slots[mask.trailing_zeros() as usize]) };
         while mask != 0 {
             let slot = bucket.slots[mask.trailing_zeros() as usize];
             let index = (slot & !REPLY_BIT) as usize;
@@ -201,6 +218,16 @@ impl Table {
             }
             mask &= mask - 1;
         }
+        first
+    }
+
+    /// The candidate, if it has the key: what [`Table::find`] would find, without the index, whatever has happened to the
+    /// table since. Only for TCP and UDP over IPv4, and for connections with one zone.
+    #[inline(always)]
+    pub(super) fn confirm_candidate(&self, candidate: Candidate, tuple: &Tuple) -> Option<(ConnId, Direction)> {
+        let (id, direction) = parts_of(candidate.0);
+        let conn = self.records.get(id.index())?;
+        (conn.is_confirmed() && conn.has_v4(direction, tuple) == Some(true)).then_some((id, direction))
     }
 
     /// Asks for both buckets that hold a connection's keys to be brought close.
@@ -282,8 +309,7 @@ impl Table {
         while mask != 0 {
             let slot = bucket.slots[mask.trailing_zeros() as usize];
             mask &= mask - 1;
-            let direction = if slot & REPLY_BIT == 0 { Direction::Original } else { Direction::Reply };
-            let id = ConnId(slot & !REPLY_BIT);
+            let (id, direction) = parts_of(slot);
             if is_wanted(direction) && self.has(id, direction, tuple) {
                 return Some((id, direction));
             }
@@ -646,6 +672,8 @@ mod tests {
     struct Pair {
         table: Table,
         model: BTreeMap<u32, ConnId>,
+        /// What was said of numbers before.
+        candidates: BTreeMap<u32, Candidate>,
     }
 
     impl Pair {
@@ -666,6 +694,15 @@ mod tests {
             let reply = tuple.inverse().expect("an inverse");
             assert_eq!(find(&self.table, &tuple), wanted.map(|id| (id, Direction::Original)));
             assert_eq!(find(&self.table, &reply), wanted.map(|id| (id, Direction::Reply)));
+            let hash = self.table.hash(&tuple);
+            let candidate = self.table.prefetch_conn(hash, tuple.family, tuple.proto);
+            for candidate in [self.candidates.insert(number, candidate), Some(candidate)].into_iter().flatten() {
+                let confirmed = self.table.confirm_candidate(candidate, &tuple);
+                assert!(
+                    confirmed.is_none() || confirmed == find(&self.table, &tuple),
+                    "an old candidate stands for another"
+                );
+            }
             let Some(id) = wanted else { return };
             assert_eq!(self.table.get(id).mark, number);
             assert_eq!(self.table.tuple(id, Direction::Original), tuple);
@@ -693,7 +730,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_as_a_map(ops in ops(), capacity in 1usize..120, secret: [u64; 2]) {
-            let mut pair = Pair { table: Table::new(capacity, secret), model: BTreeMap::new() };
+            let mut pair = Pair { table: Table::new(capacity, secret), model: BTreeMap::new(), candidates: BTreeMap::new() };
             ops.iter().for_each(|op| pair.apply(op));
             (0..NUMBERS).for_each(|number| pair.find(number));
             pair.table.check();

@@ -121,8 +121,8 @@ pub fn process(
     for work in work.iter() {
         shard.conntrack.prefetch_bucket(work.hash);
     }
-    for work in work.iter().filter(|work| work.unreadable.is_none()) {
-        shard.conntrack.prefetch_conn(&work.packet, work.hash);
+    for work in work.iter_mut().filter(|work| work.unreadable.is_none()) {
+        work.candidate = shard.conntrack.prefetch_conn(&work.packet, work.hash);
     }
     let mut path = Path { shard, policy, routing, now, effects };
     for (frame, work) in batch.frames.drain(..).zip(work) {
@@ -280,12 +280,12 @@ impl Path<'_> {
     /// Only what is addressed to this port is routed; group addresses are the host's. Then the short way or the long one.
     #[inline]
     fn decide(&mut self, frame: &mut Frame, work: &mut Work) -> Fate {
-        let Work { packet, hash, destination, .. } = work;
+        let Work { packet, hash, candidate, destination, .. } = work;
         if *destination != self.routing.ports[packet.port.index()].mac {
             return if destination.is_group() { Fate::Punt } else { Fate::Refuse(DropReason::NotForUs.into()) };
         }
         if is_plain(packet)
-            && let Some(known) = self.shard.conntrack.lookup(&Tuple::of(packet), *hash, self.now)
+            && let Some(known) = self.shard.conntrack.lookup_candidate(*candidate, packet, *hash, self.now)
         {
             return self.decide_known(frame, packet, *hash, known);
         }

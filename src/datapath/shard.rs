@@ -3,7 +3,7 @@
 //! Made once at start, with all its memory. It outlives every [`Policy`] and [`crate::snapshot::Routing`]: connections
 //! stay when rules change.
 
-use crate::conntrack::{Conntrack, Settings};
+use crate::conntrack::{Candidate, Conntrack, Settings};
 use crate::device::PortId;
 use crate::packet::Packet;
 use crate::reply::Limiter;
@@ -61,6 +61,8 @@ pub(super) struct Work {
     pub(super) packet: Packet,
     /// Of the packet's tuple.
     pub(super) hash: u64,
+    /// The connection that it may be of.
+    pub(super) candidate: Candidate,
     /// The link-layer address that the frame was sent to.
     pub(super) destination: Mac,
     /// Why it is to be dropped; then the others mean nothing.
@@ -69,7 +71,8 @@ pub(super) struct Work {
 
 impl Work {
     /// The place of a packet.
-    pub(super) const BLANK: Work = Work { packet: Packet::BLANK, hash: 0, destination: Mac([0; 6]), unreadable: None };
+    pub(super) const BLANK: Work =
+        Work { packet: Packet::BLANK, hash: 0, candidate: Candidate::NONE, destination: Mac([0; 6]), unreadable: None };
 }
 
 /// The family's place in an array.

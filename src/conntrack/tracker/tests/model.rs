@@ -55,7 +55,9 @@ fn apply_packet(lab: &mut Lab, packet: &[u8], pass: bool) -> Option<Tracked> {
     let packet = Packet::parse(&frame, PortId::WAN, lab.ct.settings().checksum).ok()?;
     let hash = lab.ct.hash(&Tuple::of(&packet));
     lab.ct.prefetch_bucket(hash);
-    lab.ct.prefetch_conn(&packet, hash);
+    let candidate = lab.ct.prefetch_conn(&packet, hash);
+    let found = lab.ct.lookup_candidate(candidate, &packet, hash, lab.now);
+    assert_eq!(found, lab.ct.lookup(&Tuple::of(&packet), hash, lab.now));
     let before = lab.ct.len();
     match lab.ct.track(&packet, &frame, hash, Template::DEFAULT, lab.now) {
         Ok(tracked) => {
