@@ -614,22 +614,26 @@ impl Conntrack {
         Tracked::INVALID
     }
 
-    /// Finds a live connection; removes an expired one that is in the way.
+    /// Finds a live connection; removes expired ones that are in the way.
     pub fn lookup(&mut self, tuple: &Tuple, hash: u64, now: Instant) -> Option<(ConnId, Direction)> {
-        let found = self.table.find(tuple, hash)?;
-        self.live(found, now)
+        while let Some((id, direction)) = self.table.find(tuple, hash) {
+            if self.is_live(id, now) {
+                return Some((id, direction));
+            }
+        }
+        None
     }
 
-    /// `found`, if its time is not up.
+    /// Whether a connection's time is not up. It goes, if it is: behind it another may have the same tuple (in zones of one
+    /// direction).
     #[inline]
-    fn live(&mut self, found: (ConnId, Direction), now: Instant) -> Option<(ConnId, Direction)> {
-        let (id, _) = found;
-        if self.table.get(id).is_expired(now) {
-            self.remove(id, now, 0);
-            self.statistics.expired += 1;
-            return None;
+    fn is_live(&mut self, id: ConnId, now: Instant) -> bool {
+        if !self.table.get(id).is_expired(now) {
+            return true;
         }
-        Some(found)
+        self.remove(id, now, 0);
+        self.statistics.expired += 1;
+        false
     }
 
     /// [`Conntrack::lookup`] in a zone: the original tuple in the zone's part for originals, or the reply tuple in that for
@@ -648,8 +652,13 @@ impl Conntrack {
 
     /// [`Conntrack::lookup`] among the tuples of one direction.
     fn lookup_of(&mut self, tuple: &Tuple, direction: Direction, now: Instant) -> Option<(ConnId, Direction)> {
-        let found = self.table.find_of(tuple, self.hash(tuple), direction)?;
-        self.live(found, now)
+        let hash = self.hash(tuple);
+        while let Some((id, direction)) = self.table.find_of(tuple, hash, direction) {
+            if self.is_live(id, now) {
+                return Some((id, direction));
+            }
+        }
+        None
     }
 
     /// The counters of a confirmed connection, where they are kept.

@@ -65,6 +65,19 @@ fn a_zone_of_the_original_direction_is_answered_from_zone_0() {
 }
 
 #[test]
+fn behind_an_expired_connection_another_may_have_the_tuple() {
+    let mut lab = Lab::new();
+    let (query, crossing) = (udp(CLIENT, 1, SERVER, 53), udp(SERVER, 53, CLIENT, 1));
+    assert_eq!(lab.pass_as(&query, zone(7, REPLY)), Ok(CtInfo::New));
+    lab.pass_ms(20_000);
+    // What answers this one looks as what began the first.
+    assert_eq!(lab.pass_as(&crossing, zone(8, ORIGINAL)), Ok(CtInfo::New));
+    lab.pass_ms(15_000);
+    assert_eq!((lab.ct.len(), lab.pass(&query)), (2, CtInfo::EstablishedReply));
+    assert_eq!((lab.ct.len(), lab.ct.statistics().expired), (1, 1));
+}
+
+#[test]
 fn a_zone_of_the_reply_direction_is_where_answers_are_looked_up() {
     let mut lab = Lab::new();
     let (query, answer) = (udp(CLIENT, 1, SERVER, 53), udp(SERVER, 53, CLIENT, 1));
