@@ -461,7 +461,11 @@ impl RoutingBuilder {
     }
 
     /// `last` with the neighbours as told so far and nothing else new: what a waiting packet needs, at once.
+    ///
+    /// # Panics
+    /// When `last` has other routes than the value built last: its ways would be told by the wrong number.
     pub fn build_neighbours(&mut self, last: &Routing) -> Routing {
+        assert!(self.last.as_ref().is_some_and(|built| built.same_but_neighbours(last)), "not the value built last");
         self.generation += 1;
         Routing { generation: self.generation, ways: self.ways, neighbours: self.neighbour_table(), ..last.clone() }
     }

@@ -221,8 +221,9 @@ impl Table {
         first
     }
 
-    /// The candidate, if it has the key: what [`Table::find`] would find, without the index, whatever has happened to the
-    /// table since. Only for TCP and UDP over IPv4, and for connections with one zone.
+    /// The candidate, if it has the key: a connection that [`Table::find`] may find, without the index, whatever has happened
+    /// to the table since. (It is the one that `find` finds, but where zones of one direction let two have the key.) Only for
+    /// TCP and UDP over IPv4, and for connections with one zone.
     #[inline(always)]
     pub(super) fn confirm_candidate(&self, candidate: Candidate, tuple: &Tuple) -> Option<(ConnId, Direction)> {
         let (id, direction) = parts_of(candidate.0);
@@ -646,6 +647,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_candidate_stands_for_its_key_while_that_is_there() {
+        let mut table = Table::new(8, [1, 2]);
+        let tuple = Tuple { proto: proto::UDP, ..mixed(0) };
+        let tuple = Tuple { family: Family::V4, src: Addr::from_v4(1), dst: Addr::from_v4(2), ..tuple };
+        let reply = tuple.inverse().expect("an inverse");
+        let ask = |table: &Table, tuple: &Tuple| table.prefetch_conn(table.hash(tuple), tuple.family, tuple.proto);
+        assert_eq!(ask(&table, &tuple), Candidate::NONE);
+        assert_eq!(table.confirm_candidate(Candidate::NONE, &tuple), None);
+        let id = table.insert(&Prepared::new(tuple)).expect("room");
+        let (there, back) = (ask(&table, &tuple), ask(&table, &reply));
+        assert_eq!(table.confirm_candidate(there, &tuple), Some((id, Direction::Original)));
+        assert_eq!(table.confirm_candidate(back, &reply), Some((id, Direction::Reply)));
+        assert_eq!(table.confirm_candidate(there, &reply), None, "it is of the other direction");
+        table.remove(id);
+        assert_eq!(table.confirm_candidate(there, &tuple), None, "the record is free");
+        let other = Tuple { sport: tuple.sport ^ 1, ..tuple };
+        assert_eq!(table.insert(&Prepared::new(other)), Ok(id));
+        assert_eq!(table.confirm_candidate(there, &tuple), None, "the record is another's");
+    }
+
     #[derive(Clone, Debug)]
     enum Op {
         Insert(u32),
@@ -677,6 +699,16 @@ mod tests {
     }
 
     impl Pair {
+        /// What was said of this key before, and what is said now, is what the index says, or nothing.
+        fn ask_candidates(&mut self, key: u32, tuple: &Tuple) {
+            let hash = self.table.hash(tuple);
+            let candidate = self.table.prefetch_conn(hash, tuple.family, tuple.proto);
+            for candidate in [self.candidates.insert(key, candidate), Some(candidate)].into_iter().flatten() {
+                let confirmed = self.table.confirm_candidate(candidate, tuple);
+                assert!(confirmed.is_none() || confirmed == find(&self.table, tuple), "a candidate stands for another");
+            }
+        }
+
         fn insert(&mut self, number: u32) {
             if self.model.len() == self.table.capacity() || self.model.contains_key(&number) {
                 return;
@@ -694,15 +726,8 @@ mod tests {
             let reply = tuple.inverse().expect("an inverse");
             assert_eq!(find(&self.table, &tuple), wanted.map(|id| (id, Direction::Original)));
             assert_eq!(find(&self.table, &reply), wanted.map(|id| (id, Direction::Reply)));
-            let hash = self.table.hash(&tuple);
-            let candidate = self.table.prefetch_conn(hash, tuple.family, tuple.proto);
-            for candidate in [self.candidates.insert(number, candidate), Some(candidate)].into_iter().flatten() {
-                let confirmed = self.table.confirm_candidate(candidate, &tuple);
-                assert!(
-                    confirmed.is_none() || confirmed == find(&self.table, &tuple),
-                    "an old candidate stands for another"
-                );
-            }
+            self.ask_candidates(number, &tuple);
+            self.ask_candidates(!number, &reply);
             let Some(id) = wanted else { return };
             assert_eq!(self.table.get(id).mark, number);
             assert_eq!(self.table.tuple(id, Direction::Original), tuple);

@@ -516,10 +516,9 @@ impl Conntrack {
     }
 
     /// The live connection that has this tuple, in either direction.
-    pub fn get(&self, tuple: &Tuple, now: Instant) -> Option<ConnView> {
-        let (id, _) = self.table.find(tuple, self.hash(tuple))?;
-        let conn = self.table.get(id);
-        (!conn.is_expired(now)).then(|| self.view(id, conn, now))
+    pub fn get(&mut self, tuple: &Tuple, now: Instant) -> Option<ConnView> {
+        let (id, _) = self.lookup(tuple, self.hash(tuple), now)?;
+        Some(self.view(id, self.table.get(id), now))
     }
 
     /// Begins or ends to record events; what was recorded and not fetched is forgotten.

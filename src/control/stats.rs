@@ -223,7 +223,7 @@ impl<'de> Deserialize<'de> for Drops {
 pub struct ConntrackReport {
     /// Connections in the table now.
     pub entries: u64,
-    /// The most it holds.
+    /// The most it holds: `nf_conntrack_max` in force (lowered at run time, it may be less than `entries` for a while).
     pub limit: u64,
     /// Lookups that found a connection.
     pub found: u64,

@@ -21,7 +21,7 @@ pub use shard::{Counters, PortCounters, Shard};
 
 use crate::arch;
 use crate::conntrack::{ConnId, ConnRef, CtInfo, Direction, Template, Tracked, Tuple};
-use crate::device::{Device, Frame, PortId};
+use crate::device::{Frame, PortId};
 use crate::packet::{L4, Packet};
 use crate::reply;
 use crate::rewrite::{self, Options};
@@ -55,15 +55,15 @@ impl Default for Batch {
 }
 
 impl Batch {
-    /// Takes up to [`BATCH`] packets from a device of `port`; returns how many packets and bytes.
+    /// Takes what `receive` puts into the list, as `port` has received it; returns how many packets and bytes.
     ///
     /// # Panics
     /// When there are packets in hand.
     #[inline]
-    pub fn receive(&mut self, port: PortId, device: &mut impl Device) -> (usize, u64) {
+    pub fn fill(&mut self, port: PortId, receive: impl FnOnce(&mut Vec<Frame>) -> usize) -> (usize, u64) {
         assert!(self.is_empty(), "the last batch was processed");
         self.port = port;
-        let count = device.receive(&mut self.frames, BATCH);
+        let count = receive(&mut self.frames);
         for frame in &self.frames {
             // Somebody else has just written the header; all of a batch's are fetched before the first is read.
             arch::prefetch(frame.bytes());

@@ -134,11 +134,6 @@ impl Shard {
         counters
     }
 
-    /// Generation of the policy that [`Shard::rule_counters`] belong to.
-    pub fn policy_generation(&self) -> u64 {
-        self.policy_generation
-    }
-
     /// From now on every packet goes the long way. The verdicts are the same; for tests and comparisons.
     pub fn turn_shortcuts_off(&mut self) {
         self.shortcuts.turn_off();

@@ -67,7 +67,7 @@ impl Bench {
         }
     }
 
-    /// Sends packets in one batch; what comes out of either port, with that port.
+    /// Sends packets, those of one port in one batch; what comes out of either port, with that port.
     fn batch(&mut self, packets: &[(PortId, Vec<u8>)]) -> Vec<(PortId, Vec<u8>)> {
         let mut batch = Batch::default();
         for (port, bytes) in packets {
@@ -147,7 +147,7 @@ fn a_query_goes_out_and_its_answer_comes_back() {
 }
 
 #[test]
-fn a_query_and_its_answer_may_share_a_batch() {
+fn an_answer_in_the_batch_after_its_query_is_of_its_connection() {
     let mut router = Bench::new();
     let out = router.batch(&[(PortId::LAN, query()), (PortId::LAN, query()), (PortId::WAN, answer())]);
     assert_eq!((out.len(), router.shard.conntrack.len()), (3, 1));

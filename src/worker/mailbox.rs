@@ -28,6 +28,8 @@ pub const LOG_RING: usize = 1024;
 /// Events between worker and control thread.
 pub const EVENT_RING: usize = 16_384;
 const REQUEST_RING: usize = 16;
+/// Places of the request ring that only settings take: new ones, and the former ones should these be given up.
+const FOR_SETTINGS: usize = 2;
 const RESOLVE_CHANNEL: usize = 256;
 
 /// Records of the connection table that a walk looks at in one burst.
@@ -161,8 +163,6 @@ pub struct WorkerStats {
     pub table_bytes: usize,
     /// Packets waiting for a neighbour now.
     pub waiting: usize,
-    /// Generation of the rules that the next two belong to.
-    pub policy_generation: u64,
     /// Per rule, IPv4.
     pub rules_v4: RuleCounters,
     /// Per rule, IPv6.
@@ -220,9 +220,10 @@ pub struct Line {
 
 impl Line {
     /// Puts a question; one that was not answered yet is given up. False when the worker has not looked at any of the last
-    /// sixteen.
+    /// fourteen (sixteen, if this is about settings).
     pub fn ask(&mut self, request: Request) -> bool {
-        let asked = self.requests.push(request).is_ok();
+        let kept_free = if matches!(request, Request::Settings(_)) { 0 } else { FOR_SETTINGS };
+        let asked = self.requests.slots() > kept_free && self.requests.push(request).is_ok();
         self.outstanding += usize::from(asked);
         // A full counter (2^64 - 1 wake-ups unread) wakes as well.
         let _ = self.wake.write(1);
@@ -344,7 +345,6 @@ impl Mailbox {
             entries_limit: shard.conntrack.limit(),
             table_bytes: shard.conntrack.memory().total_bytes(),
             waiting: shard.waiting(),
-            policy_generation: shard.policy_generation(),
             rules_v4: shard.rule_counters(Family::V4),
             rules_v6: shard.rule_counters(Family::V6),
             bursts: turns.bursts,

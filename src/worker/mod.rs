@@ -169,7 +169,7 @@ impl<D: Device, H: Host> Worker<D, H> {
         let mut total = 0;
         for index in 0..self.devices.len() {
             let (port, device) = &mut self.devices[index];
-            let (count, bytes) = self.batch.receive(*port, device);
+            let (count, bytes) = self.batch.fill(*port, |frames| device.receive(frames, BATCH));
             if count == 0 {
                 continue;
             }

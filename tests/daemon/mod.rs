@@ -114,7 +114,7 @@ impl Backend for OneTable {
     }
 
     async fn get(&self, tuple: &Tuple) -> Result<Option<ConnView>, BackendError> {
-        Ok(self.table.borrow().get(tuple, self.now))
+        Ok(self.table.borrow_mut().get(tuple, self.now))
     }
 
     async fn events(&self) -> Result<broadcast::Receiver<Told>, BackendError> {

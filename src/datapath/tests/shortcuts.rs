@@ -115,7 +115,9 @@ impl Bench {
                     20..40 => Neighbour::Unknown,
                     _ => Neighbour::Reachable(Mac([*byte & 0xfe; 6])),
                 };
-                self.builder.set_neighbour(PortId::WAN, ip("10.2.0.2"), known);
+                for host in ["10.2.0.2", "fd02::2"] {
+                    self.builder.set_neighbour(PortId::WAN, ip(host), known);
+                }
                 self.routing = match byte % 2 {
                     0 => self.builder.build(),
                     _ => self.builder.build_neighbours(&self.routing),

@@ -56,10 +56,8 @@ fn apply_packet(lab: &mut Lab, packet: &[u8], pass: bool) -> Option<Tracked> {
     let hash = lab.ct.hash(&Tuple::of(&packet));
     lab.ct.prefetch_bucket(hash);
     let candidate = lab.ct.prefetch_conn(&packet, hash);
-    let found = lab.ct.lookup_candidate(candidate, &packet, hash, lab.now);
-    assert_eq!(found, lab.ct.lookup(&Tuple::of(&packet), hash, lab.now));
     let before = lab.ct.len();
-    match lab.ct.track(&packet, &frame, hash, Template::DEFAULT, lab.now) {
+    let tracked = match lab.ct.track(&packet, &frame, hash, Template::DEFAULT, lab.now) {
         Ok(tracked) => {
             assert!(lab.ct.len() <= before, "tracking alone adds nothing");
             assert_eq!(tracked.conn == ConnRef::None, lab.ct.conn(tracked.conn).is_none());
@@ -72,7 +70,10 @@ fn apply_packet(lab: &mut Lab, packet: &[u8], pass: bool) -> Option<Tracked> {
             assert_eq!(reason, DropReason::ConntrackFull);
             None
         }
-    }
+    };
+    let found = lab.ct.lookup_candidate(candidate, &packet, hash, lab.now);
+    assert_eq!(found, lab.ct.lookup(&Tuple::of(&packet), hash, lab.now), "the candidate of before");
+    tracked
 }
 
 proptest! {
