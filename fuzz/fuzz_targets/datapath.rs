@@ -115,12 +115,12 @@ impl World {
     }
 
     fn push(&mut self, wan: bool, bytes: &[u8]) {
-        let Some(mut frame) = self.pool.take() else { return };
-        frame.fill(&bytes[..bytes.len().min(1800)]);
         let port = if wan { PortId::WAN } else { PortId::LAN };
         if !self.batch.takes(port) {
             self.process();
         }
+        let Some(mut frame) = self.pool.take() else { return };
+        frame.fill(&bytes[..bytes.len().min(1800)]);
         self.batch.push(port, frame);
         self.sent_in += 1;
         if self.batch.len() == BATCH {

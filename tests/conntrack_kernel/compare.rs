@@ -186,7 +186,14 @@ impl Pair {
             let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
             let _ = writeln!(text, "conntrack count {}", listing.lines().count());
             for line in listing.lines() {
-                let words: Vec<&str> = line.split_whitespace().filter(|word| !word.starts_with("use=")).collect();
+                let words = line.split_whitespace().filter(|word| !word.starts_with("use="));
+                let mut words: Vec<String> = words.map(str::to_owned).collect();
+                // Some milliseconds have passed, and the kernel rounds down; a scenario allows a second less, not more.
+                if let Some(timeout) = words.get_mut(2)
+                    && let Ok(seconds) = timeout.parse::<u64>()
+                {
+                    *timeout = (seconds + 1).to_string();
+                }
                 let _ = writeln!(text, "conntrack {}", words.join(" "));
             }
         }

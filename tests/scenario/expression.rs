@@ -5,6 +5,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use xrouter::device::PortId;
+use xrouter::packet::Packet;
+use xrouter::rewrite;
+
 use super::packet::{Csum, ETH, ICMP, ICMPV6, L4, Mask, Spec, TCP, Tcp, UDP};
 use super::topology::{Port, Topology, mac_of};
 
@@ -101,6 +105,8 @@ pub(crate) enum Described {
     Packet(Box<Spec>),
     /// The whole frame in hex.
     Frame(Vec<u8>),
+    /// The IP packet of such a frame one hop further, until it is known by which port it leaves.
+    Onward(Vec<u8>),
 }
 
 /// What an expression may refer to.
@@ -118,6 +124,7 @@ impl Described {
         match self {
             Described::Packet(spec) => spec.build(),
             Described::Frame(bytes) => (bytes.clone(), Mask::default()),
+            Described::Onward(ip) => panic!("it is not known where this leaves: {ip:02x?}"),
         }
     }
 
@@ -141,6 +148,14 @@ impl Described {
             spec.eth_dst.get_or_insert(next_hop);
             spec.eth_src.get_or_insert(port.mac());
         }
+        if let Described::Onward(ip) = self {
+            let (ethertype, dst) = match ip[0] >> 4 {
+                4 => ([8, 0], IpAddr::from(<[u8; 4]>::try_from(&ip[16..20]).expect("four bytes"))),
+                _ => ([0x86, 0xdd], IpAddr::from(<[u8; 16]>::try_from(&ip[24..40]).expect("sixteen bytes"))),
+            };
+            let next_hop = topology.next_hop_mac(port, dst);
+            *self = Described::Frame([&next_hop[..], &port.mac(), &ethertype, ip].concat());
+        }
     }
 }
 
@@ -152,6 +167,9 @@ pub(crate) fn packet(words: &mut Words, scope: &Scope, expected: bool) -> Result
         "raw" => return Ok(Described::Frame(hex(words)?)),
         "same" | "forwarded" => {
             let last = scope.last.clone().ok_or("nothing was injected yet")?;
+            if let (Described::Frame(frame), "forwarded", true) = (&last, first.as_str(), expected) {
+                return Ok(Described::Onward(onward(frame)?));
+            }
             refer(last, first == "forwarded", expected)?
         }
         name if name.starts_with('$') => refer(scope.labelled(&name[1..])?, false, expected)?,
@@ -173,6 +191,19 @@ pub(crate) fn packet(words: &mut Words, scope: &Scope, expected: bool) -> Result
         }
     }
     Ok(Described::Packet(Box::new(spec)))
+}
+
+/// What a router makes of the IP packet in a frame: TTL and header checksum, no padding. An unfinished transport checksum
+/// is not seen as one.
+fn onward(frame: &[u8]) -> Result<Vec<u8>, String> {
+    let mut frame = frame.to_vec();
+    let mut packet =
+        Packet::parse(&frame, PortId::LAN, false).map_err(|why| format!("no router forwards this: {why:?}"))?;
+    if packet.ttl < 2 {
+        return Err("no router forwards this: its TTL is used up".into());
+    }
+    rewrite::decrement_ttl(&mut frame, &mut packet);
+    Ok(packet.l3_bytes(&frame).to_vec())
 }
 
 fn refer(described: Described, forwarded: bool, expected: bool) -> Result<Spec, String> {
