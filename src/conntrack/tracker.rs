@@ -309,6 +309,7 @@ impl Conntrack {
         }
     }
 
+    /// [`Conntrack::confirm`] of a packet that begins a connection.
     fn confirm_prepared(&mut self, now: Instant) -> Result<(), DropReason> {
         let Some(mut new) = self.prepared.take() else { return Ok(()) };
         for direction in [Direction::Original, Direction::Reply] {
