@@ -10,6 +10,53 @@ use crate::wire::{Addr, Family};
 /// How many jumps may be open at once: the return stack's size, bounded when the file is loaded.
 pub const MAX_DEPTH: usize = 32;
 
+/// A table of rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TableName {
+    /// filter: what may pass.
+    Filter,
+    /// raw: before conntrack.
+    Raw,
+    /// mangle: changes packets.
+    Mangle,
+    /// nat: translations of connections.
+    Nat,
+    /// security: after filter.
+    Security,
+}
+
+impl TableName {
+    /// All of them.
+    pub const ALL: &[TableName] =
+        &[TableName::Filter, TableName::Raw, TableName::Mangle, TableName::Nat, TableName::Security];
+
+    /// As after `*`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            TableName::Filter => "filter",
+            TableName::Raw => "raw",
+            TableName::Mangle => "mangle",
+            TableName::Nat => "nat",
+            TableName::Security => "security",
+        }
+    }
+}
+
+/// Where in its way a packet meets rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// Received, not routed yet.
+    Prerouting,
+    /// For the host.
+    Input,
+    /// Routed on.
+    Forward,
+    /// From the host.
+    Output,
+    /// About to leave.
+    Postrouting,
+}
+
 /// Index of a chain in [`Ruleset::chains`].
 pub type ChainIndex = usize;
 
