@@ -115,6 +115,12 @@ impl Frame {
         &mut self.buffer[usize::from(self.start)..usize::from(self.start) + usize::from(self.length)]
     }
 
+    /// The packet and the room behind it, to change; the packet's length stays as it is.
+    #[inline]
+    pub fn room_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[usize::from(self.start)..]
+    }
+
     /// Puts a copy of `packet` into the frame. For tests, the simulator and capture files; forwarding never copies.
     ///
     /// # Panics

@@ -183,6 +183,20 @@ impl Routing {
         }
     }
 
+    /// Whether there is a way back to `src` through `port`, or with `loose` through anything (`rpfilter_lookup_reverse`). To the
+    /// host's own addresses there is one only with `accept_local`.
+    pub fn has_way_back(&self, family: Family, port: PortId, src: Addr, loose: bool, accept_local: bool) -> bool {
+        match self.tables.reverse_path(family, src, port) {
+            ReversePath::SamePort => true,
+            ReversePath::OtherPort => loose,
+            ReversePath::Local => {
+                let here = self.port(port).addresses.iter().any(|own| own.addr == src);
+                accept_local && (here || loose)
+            }
+            ReversePath::NotUnicast | ReversePath::None => false,
+        }
+    }
+
     /// The compiled routes.
     pub fn tables(&self) -> &Tables {
         &self.tables

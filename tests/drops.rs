@@ -20,6 +20,7 @@ fn accept_all() -> Policy {
     let compile = |family| {
         let text = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
         RuleVector::compile(&rules::load("accept", text, family, &["lan", "wan"]).expect("good rules"))
+            .always_tracking()
     };
     Policy { generation: 1, v4: compile(Family::V4), v6: compile(Family::V6) }
 }

@@ -27,10 +27,10 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use xrouter::conntrack::{CtInfo, CtStatus};
+use xrouter::conntrack::{CtInfo, CtStatus, Template};
 use xrouter::device::PortId;
 use xrouter::packet::{L4, Packet};
-use xrouter::rules::{self, Context, Decision, LogRecord, LogRequest, RuleVector};
+use xrouter::rules::{self, Context, Decision, FORWARD, Hook, RuleVector, Told};
 use xrouter::time::Instant;
 use xrouter::verdict::DropReason;
 use xrouter::wire::{Family, tcp};
@@ -199,14 +199,23 @@ struct Sent {
 }
 
 impl Sent {
-    fn context(&self) -> Context<'_> {
+    fn again(&self) -> Sent {
+        Sent { port: self.port, frame: self.frame.clone(), packet: self.packet, info: self.info }
+    }
+
+    fn context(&mut self) -> Context<'_> {
         Context {
-            packet: &self.packet,
-            frame: &self.frame,
+            packet: &mut self.packet,
+            frame: &mut self.frame,
+            hook: Hook::Forward,
             in_port: self.port,
-            out_port: PortId(1 - self.port.0),
+            out_port: Some(PortId(1 - self.port.0)),
+            out_mtu: 1500,
             info: self.info,
             status: CtStatus::default(),
+            mark: 0,
+            template: Template::DEFAULT,
+            traced: false,
             now: Instant::from_secs(1),
         }
     }
@@ -308,7 +317,7 @@ fn judge(lab: &Lab, family: Family, text: &str, sent: &[Sent], fates: &mut Fates
     let mut counters = vector.counters();
     let mut expected = BTreeSet::new();
     for (index, sent) in sent.iter().enumerate() {
-        match vector.evaluate(&sent.context(), &mut counters, &mut |_| {}) {
+        match vector.evaluate(FORWARD, &mut sent.again().context(), &mut Told::default(), &mut counters) {
             Decision::Accept => {
                 fates.accepted += 1;
                 expected.insert(index as u16 + 1);
@@ -521,11 +530,10 @@ fn compare_logs(version: Version, family: Family) {
         for (port, frame) in &all {
             let Ok(mut packet) = Packet::parse(frame, *port, true) else { continue };
             packet.ttl -= 1;
-            let sent = Sent { port: *port, frame: frame.clone(), packet, info: CtInfo::New };
-            let mut write = |request: &LogRequest<'_>| {
-                expected.push((rules::log_line(&LogRecord::new(request), &PORTS), frame));
-            };
-            vector.evaluate(&sent.context(), &mut counters, &mut write);
+            let mut sent = Sent { port: *port, frame: frame.clone(), packet, info: CtInfo::New };
+            let mut world = Told::default();
+            vector.evaluate(FORWARD, &mut sent.context(), &mut world, &mut counters);
+            expected.extend(world.logs.iter().map(|record| (rules::log_line(record, &PORTS), frame)));
         }
         lab.send(&all);
         let kernel = kernel_lines(&mark);

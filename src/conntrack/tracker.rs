@@ -22,6 +22,7 @@
 //! - The router's own packets (ICMP errors, resets) are not tracked. On Linux they pass the table in OUTPUT.
 //! - Fragments are dropped before conntrack until reassembly is there.
 
+mod ask;
 mod eviction;
 
 use eviction::Hand;
@@ -273,6 +274,12 @@ impl Conntrack {
             Some(tracked) => Ok(tracked),
             None => self.track(packet, frame, hash, Template::DEFAULT, now),
         }
+    }
+
+    /// For a packet that is not tracked: what was prepared for the one before is not its.
+    #[inline]
+    pub fn forget_prepared(&mut self) {
+        self.prepared = None;
     }
 
     /// What the datapath has noted for one direction of a connection; 0 at first.

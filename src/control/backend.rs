@@ -351,26 +351,26 @@ fn rule_reports(rulesets: &[Arc<Ruleset>; 2], all: &[WorkerStats]) -> Vec<RuleRe
     for (family, number) in [(Family::V4, 4), (Family::V6, 6)] {
         let counters = merged(all, family);
         let ruleset = &rulesets[family_index(family)];
-        let text = rules::save(ruleset, None);
-        let mut lines = text.lines().filter(|line| line.starts_with("-A "));
-        let report = |chain: &str, rule: usize, text: &str, counter: Option<rules::Counter>| {
+        let report = |chain: &rules::Chain, rule: usize, text: String, counter: Option<rules::Counter>| {
             let counter = counter.unwrap_or_default();
             RuleReport {
                 family: number,
-                table: "filter".to_owned(),
-                chain: chain.to_owned(),
+                table: chain.table.name().to_owned(),
+                chain: chain.name.clone(),
                 rule: rule as u32,
-                text: text.to_owned(),
+                text,
                 matched: Traffic { packets: counter.packets, bytes: counter.bytes },
             }
         };
-        for (at, chain) in ruleset.chains.iter().enumerate() {
-            for rule in 0..chain.rules.len() {
-                let counter = counters.rule(ruleset.counter_index(at, rule));
-                reports.push(report(&chain.name, rule + 1, lines.next().unwrap_or_default(), counter));
+        let chains = ruleset.tables.iter().flat_map(|&table| ruleset.chains_of(table));
+        for (at, chain) in chains {
+            let first = ruleset.counter_index(at, 0);
+            for (place, rule) in chain.rules.iter().enumerate() {
+                let text = rules::rule_text(family, &chain.name, rule, &ruleset.chains);
+                reports.push(report(chain, place + 1, text, counters.rule(first + place)));
             }
             if let Some(policy) = chain.policy {
-                reports.push(report(&chain.name, 0, &policy_text(&chain.name, policy), counters.policy(at)));
+                reports.push(report(chain, 0, policy_text(&chain.name, policy), counters.policy(at)));
             }
         }
     }

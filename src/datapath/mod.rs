@@ -14,10 +14,11 @@ mod budget;
 mod effects;
 mod shard;
 mod shortcut;
+mod surroundings;
 mod waiting;
 
 pub use effects::{Effects, Resolve};
-pub use shard::{Counters, PortCounters, Shard};
+pub use shard::{Counters, PortCounters, Shard, WallClock};
 
 use crate::arch;
 use crate::conntrack::{ConnId, ConnRef, CtInfo, Direction, Template, Tracked, Tuple};
@@ -26,7 +27,10 @@ use crate::packet::{L4, Packet};
 use crate::reply;
 use crate::rewrite::{self, Options};
 use crate::route::{Neighbour, Route};
-use crate::rules::{Context, Decision, LogRequest, Trace};
+use crate::rules::{
+    ChainIndex, Context, Decision, FORWARD, Hook, MANGLE_FORWARD, MANGLE_POSTROUTING, MANGLE_PREROUTING,
+    RAW_PREROUTING, RuleVector, SECURITY_FORWARD, Trace,
+};
 use crate::snapshot::{BadSource, Policy, Routing};
 use crate::time::{Instant, SECOND_NS};
 use crate::verdict::{DropReason, Verdict};
@@ -34,6 +38,7 @@ use crate::wire::{Addr, Family, Mac, ethernet, proto};
 
 use shard::{Work, family_index};
 use shortcut::Shortcut;
+use surroundings::Surroundings;
 use waiting::Outcome;
 
 /// Packets of a batch. 64 is where the cost per packet stops falling (VPP's graph: 128 gains nothing more).
@@ -231,6 +236,28 @@ struct Way {
     mtu: u16,
 }
 
+/// What a packet carries from chain to chain.
+struct Passage {
+    tracked: Tracked,
+    out_port: Option<PortId>,
+    out_mtu: u16,
+    mark: u32,
+    template: Template,
+    traced: bool,
+}
+
+impl Passage {
+    /// Just received.
+    const START: Passage = Passage {
+        tracked: Tracked::INVALID,
+        out_port: None,
+        out_mtu: 0,
+        mark: 0,
+        template: Template::DEFAULT,
+        traced: false,
+    };
+}
+
 /// A packet's decision before it is carried out.
 enum Fate {
     Forward(Way),
@@ -285,6 +312,7 @@ impl Path<'_> {
             return if destination.is_group() { Fate::Punt } else { Fate::Refuse(DropReason::NotForUs.into()) };
         }
         if is_plain(packet)
+            && self.rules(packet.family).wants_conntrack()
             && let Some(known) = self.shard.conntrack.lookup_candidate(*candidate, packet, *hash, self.now)
         {
             return self.decide_known(frame, packet, *hash, known);
@@ -292,12 +320,25 @@ impl Path<'_> {
         self.decide_fully(frame, packet, *hash, None, None)
     }
 
+    #[inline]
+    fn rules(&self, family: Family) -> &RuleVector {
+        match family {
+            Family::V4 => &self.policy.v4,
+            Family::V6 => &self.policy.v6,
+        }
+    }
+
     /// A packet of a known connection: where an earlier one went, if nothing speaks against it.
     #[inline]
     fn decide_known(&mut self, frame: &mut Frame, packet: &mut Packet, hash: u64, known: Known) -> Fate {
         let number = self.shard.conntrack.shortcut(known);
         let kept = self.shard.shortcuts.get(number).copied();
-        let fits = |kept: &Shortcut| kept.in_port == packet.port && packet.ttl > 1 && packet.l3_len <= kept.mtu;
+        let fits = |kept: &Shortcut| {
+            kept.in_port == packet.port
+                && packet.ttl > 1
+                && packet.l3_len <= kept.mtu
+                && packet.tcp_flags & kept.flags_mask == kept.flags
+        };
         let Some(kept) = kept.filter(fits) else {
             return self.decide_fully(frame, packet, hash, Some(known), None);
         };
@@ -315,8 +356,10 @@ impl Path<'_> {
         match kept.trace {
             Some(trace) => self.shard.shortcuts.count(trace, packet.l3_len),
             None => {
-                if let Err(refusal) = self.filter(frame, packet, &tracked, kept.out_port, None) {
-                    return Fate::Refuse(Refusal { conn: tracked.conn, ..refusal });
+                let mut passage =
+                    Passage { tracked, out_port: Some(kept.out_port), out_mtu: kept.mtu, ..Passage::START };
+                if let Err(refusal) = self.meet(FORWARD, Hook::Forward, frame, packet, &mut passage, None) {
+                    return Fate::Refuse(refusal);
                 }
             }
         }
@@ -327,8 +370,8 @@ impl Path<'_> {
         }
     }
 
-    /// Netfilter's order. Steps without a table to run yet (raw, mangle, nat) are named where they will stand. `known` is a
-    /// plain packet's connection, `tracked` what conntrack has said of it already.
+    /// Netfilter's order. Steps that are not there yet (nat) are named where they will stand. `known` is a plain packet's
+    /// connection, `tracked` what conntrack has said of it already.
     #[inline(never)]
     fn decide_fully(
         &mut self,
@@ -343,48 +386,94 @@ impl Path<'_> {
         if matches!(route, Route::Local | Route::Broadcast | Route::Multicast) {
             return Fate::Punt;
         }
-        if let Err(reason) = self.check_addresses(packet) {
+        if packet.family == Family::V6
+            && let Err(reason) = self.check_addresses(packet)
+        {
             return Fate::Refuse(reason.into());
         }
-        // raw PREROUTING (it would say the template), then conntrack.
+        let mut trace = Trace::default();
+        match self.pass(frame, packet, hash, (known, tracked), route, &mut trace) {
+            Ok(passed) => passed,
+            Err(refusal) => Fate::Refuse(refusal),
+        }
+    }
+
+    /// The chains in their order, with conntrack and the routing decision at their places between them.
+    #[inline]
+    fn pass(
+        &mut self,
+        frame: &mut Frame,
+        packet: &mut Packet,
+        hash: u64,
+        (known, tracked): (Option<Known>, Option<Tracked>),
+        route: Route,
+        trace: &mut Trace,
+    ) -> Result<Fate, Refusal> {
+        let mut passage = Passage::START;
+        // What is not to be kept need not be traced.
+        let mut reads = known.map(|_| trace);
+        self.meet(RAW_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
+        // A packet that raw takes out, or puts into a zone, is of another connection than the one found without asking raw.
+        let known = known.filter(|_| passage.template == Template::DEFAULT);
+        passage.tracked = self.track(frame, packet, hash, known, tracked, passage.template)?;
+        self.meet(MANGLE_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
+        // nat PREROUTING, then the routing decision and what it refuses.
+        let of_the_conn = |refusal: Refusal, passage: &Passage| Refusal { conn: passage.tracked.conn, ..refusal };
+        if packet.family == Family::V4 {
+            self.check_addresses(packet)?;
+        }
+        let way = self.route(frame, packet, route).map_err(|refusal| of_the_conn(refusal, &passage))?;
+        (passage.out_port, passage.out_mtu) = (Some(way.port), way.mtu);
+        rewrite::decrement_ttl(frame.bytes_mut(), packet);
+        for chain in [MANGLE_FORWARD, FORWARD, SECURITY_FORWARD] {
+            self.meet(chain, Hook::Forward, frame, packet, &mut passage, reads.as_deref_mut())?;
+        }
+        self.meet(MANGLE_POSTROUTING, Hook::Postrouting, frame, packet, &mut passage, reads.as_deref_mut())?;
+        // nat POSTROUTING, then the connection becomes visible.
+        self.shard.conntrack.confirm(&passage.tracked, self.now)?;
+        let learner = known.filter(|known| may_teach(&passage.tracked, *known));
+        if let (Some(known), Some(trace)) = (learner, reads) {
+            self.learn(known, packet, &passage.tracked, &way, trace);
+        }
+        Ok(Fate::Forward(way))
+    }
+
+    /// conntrack, unless it has spoken already, or no rule wants it.
+    #[inline]
+    fn track(
+        &mut self,
+        frame: &Frame,
+        packet: &Packet,
+        hash: u64,
+        known: Option<Known>,
+        tracked: Option<Tracked>,
+        template: Template,
+    ) -> Result<Tracked, DropReason> {
+        let wanted = self.rules(packet.family).wants_conntrack();
         let conntrack = &mut self.shard.conntrack;
-        let tracked = match (tracked, known) {
+        match (tracked, known) {
             (Some(tracked), _) => Ok(tracked),
             (None, Some(known)) => conntrack.track_known(known, packet, frame.bytes(), hash, self.now),
-            (None, None) => conntrack.track(packet, frame.bytes(), hash, Template::DEFAULT, self.now),
-        };
-        let tracked = match tracked {
-            Ok(tracked) => tracked,
-            Err(reason) => return Fate::Refuse(reason.into()),
-        };
-        // mangle and nat PREROUTING, then the routing decision and what it refuses.
-        let way = match self.route(frame, packet, route) {
-            Ok(way) => way,
-            Err(refusal) => return Fate::Refuse(Refusal { conn: tracked.conn, ..refusal }),
-        };
-        rewrite::decrement_ttl(frame.bytes_mut(), packet);
-        // mangle FORWARD, then filter FORWARD.
-        let learner = known.filter(|known| may_teach(&tracked, *known));
-        let mut trace = learner.map(|_| Trace::default());
-        if let Err(refusal) = self.filter(frame, packet, &tracked, way.port, trace.as_mut()) {
-            return Fate::Refuse(Refusal { conn: tracked.conn, ..refusal });
+            (None, None) if !wanted => {
+                conntrack.forget_prepared();
+                Ok(Tracked::INVALID)
+            }
+            (None, None) => conntrack.track(packet, frame.bytes(), hash, template, self.now),
         }
-        // mangle and nat POSTROUTING, then the connection becomes visible.
-        if let Err(reason) = self.shard.conntrack.confirm(&tracked, self.now) {
-            return Fate::Refuse(reason.into());
-        }
-        if let (Some(known), Some(trace)) = (learner, trace) {
-            self.learn(known, packet, &tracked, &way, &trace);
-        }
-        Fate::Forward(way)
     }
 
     /// Keeps the way of a packet that passed, for the next of its connection.
     fn learn(&mut self, known: Known, packet: &Packet, tracked: &Tracked, way: &Way, trace: &Trace) {
         let hop = waiting::next_hop(packet.family, way.port, way.gateway, packet.dst);
         let Neighbour::Reachable(neighbour) = self.routing.neighbour(hop.port, hop.next_hop) else { return };
+        let only_filter = self.rules(packet.family).only_filters();
         let shortcuts = &mut self.shard.shortcuts;
         let kept_trace = shortcuts.learn_trace(packet.family, trace);
+        if kept_trace.is_none() && !only_filter {
+            // Where the rules are asked every time, all chains are, and the packet may have been changed by them.
+            return;
+        }
+        let flags_mask = if kept_trace.is_some() { trace.reads_flags() } else { 0 };
         let number = shortcuts.learn(&Shortcut {
             in_port: packet.port,
             out_port: way.port,
@@ -393,6 +482,8 @@ impl Path<'_> {
             info: tracked.info,
             // Where the rules are asked every time, they see the status themselves.
             status: (kept_trace.is_some() && trace.reads_status()).then_some(tracked.status),
+            flags_mask,
+            flags: packet.tcp_flags & flags_mask,
             trace: kept_trace,
         });
         self.shard.conntrack.set_shortcut(known, number);
@@ -466,46 +557,69 @@ impl Path<'_> {
         Ok(Way { port, gateway, mtu })
     }
 
-    /// filter FORWARD.
+    /// One chain's word on the packet, and what its rules do to it.
     #[inline]
-    fn filter(
+    fn meet(
         &mut self,
-        frame: &Frame,
-        packet: &Packet,
-        tracked: &Tracked,
-        out: PortId,
+        chain: ChainIndex,
+        hook: Hook,
+        frame: &mut Frame,
+        packet: &mut Packet,
+        passage: &mut Passage,
         trace: Option<&mut Trace>,
     ) -> Result<(), Refusal> {
-        let context = Context {
-            packet,
-            frame: frame.bytes(),
-            in_port: packet.port,
-            out_port: out,
-            info: tracked.info,
-            status: tracked.status,
-            now: self.now,
-        };
         let vector = match packet.family {
             Family::V4 => &self.policy.v4,
             Family::V6 => &self.policy.v6,
         };
-        let counters = &mut self.shard.rules[family_index(packet.family)];
-        let effects = &mut *self.effects;
-        let mut log = |request: &LogRequest<'_>| effects.log(request);
-        let decision = match trace {
-            None => vector.evaluate(&context, counters, &mut log),
-            Some(trace) => vector.trace(&context, counters, &mut log, trace),
+        if !vector.has(chain) {
+            return Ok(());
+        }
+        let random = self.shard.random();
+        let Shard { conntrack, rules, wall, .. } = &mut *self.shard;
+        let Tracked { info, status, conn } = passage.tracked;
+        let mut world = Surroundings {
+            conntrack,
+            routing: self.routing,
+            effects: self.effects,
+            wall,
+            conn,
+            direction: info.direction(),
+            random,
+            family: packet.family,
+            now: self.now,
         };
-        match decision {
-            Decision::Accept => Ok(()),
-            Decision::Drop(reason) => Err(reason.into()),
-            Decision::Reject(with) => Err(match with.icmp() {
+        let counters = &mut rules[family_index(packet.family)];
+        let mut context = Context {
+            in_port: packet.port,
+            packet,
+            frame: frame.room_mut(),
+            hook,
+            out_port: passage.out_port,
+            out_mtu: passage.out_mtu,
+            info,
+            status,
+            mark: passage.mark,
+            template: passage.template,
+            traced: passage.traced,
+            now: self.now,
+        };
+        let decision = match trace {
+            None => vector.evaluate(chain, &mut context, &mut world, counters),
+            Some(trace) => vector.trace(chain, &mut context, &mut world, counters, trace),
+        };
+        (passage.mark, passage.template, passage.traced) = (context.mark, context.template, context.traced);
+        let refusal = match decision {
+            Decision::Accept => return Ok(()),
+            Decision::Drop(reason) => reason.into(),
+            Decision::Reject(with) => match with.icmp() {
                 // A transport checksum that is wrong may mean that the ports are: REJECT answers none such.
                 Some(_) if !reply::is_whole(frame.bytes(), packet) => DropReason::RuleReject.into(),
                 Some((kind, code)) => Refusal::with(DropReason::RuleReject, reply::Error { kind, code, rest: 0 }),
                 None => Refusal { reason: DropReason::RuleReject, answer: Answer::Reset, conn: ConnRef::None },
-            }),
-        }
+            },
+        };
+        Err(Refusal { conn, ..refusal })
     }
 
     /// Step 10 of a packet that passed: unfinished checksum, options, padding, then the way out.

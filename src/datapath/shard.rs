@@ -9,9 +9,12 @@ use crate::packet::Packet;
 use crate::reply::Limiter;
 use crate::rules::RuleCounters;
 use crate::snapshot::{Policy, Routing};
-use crate::time::Instant;
+use crate::time::{Instant, SECOND_NS};
 use crate::verdict::{DropCounters, DropReason};
 use crate::wire::{Family, Mac};
+
+use core::sync::atomic::{AtomicI32, AtomicI64, Ordering};
+use std::sync::Arc;
 
 use super::budget::PuntBudget;
 use super::shortcut::Shortcuts;
@@ -53,6 +56,29 @@ pub struct Counters {
     pub replies: u64,
     /// ICMP errors not sent because of their rate limit.
     pub replies_limited: u64,
+}
+
+/// What a worker's time is by the calendar. Kept right by the control thread, read by rules with `-m time` only.
+#[derive(Debug, Default)]
+pub struct WallClock {
+    /// Seconds from 1970 (UTC) to the zero of the worker's time.
+    zero: AtomicI64,
+    /// What the kernel's time zone adds to UTC, in seconds.
+    zone: AtomicI32,
+}
+
+impl WallClock {
+    /// It is `unix` seconds after 1970 (UTC) at `now`; the kernel's time zone adds `zone` seconds.
+    pub fn set(&self, unix: i64, zone: i32, now: Instant) {
+        self.zero.store(unix - (now.as_ns() / SECOND_NS) as i64, Ordering::Relaxed);
+        self.zone.store(zone, Ordering::Relaxed);
+    }
+
+    /// Seconds after 1970 (UTC) at `now`, and what the time zone adds.
+    pub(super) fn at(&self, now: Instant) -> (i64, i32) {
+        let zero = self.zero.load(Ordering::Relaxed);
+        (zero + (now.as_ns() / SECOND_NS) as i64, self.zone.load(Ordering::Relaxed))
+    }
 }
 
 /// A packet of the batch in hand, between the stages.
@@ -100,6 +126,10 @@ pub struct Shard {
     pub(super) asked_at: Instant,
     pub(super) limiter: Limiter,
     pub(super) ip_id: u16,
+    /// The calendar, for rules with `-m time`.
+    pub wall: Arc<WallClock>,
+    /// Where the next random number comes from; never 0.
+    dice: u64,
     /// A place for each packet of a batch.
     pub(super) work: Vec<Work>,
 }
@@ -118,6 +148,8 @@ impl Shard {
             asked_at: Instant::ZERO,
             limiter: Limiter::new(),
             ip_id: secret[0] as u16,
+            wall: Arc::default(),
+            dice: (secret[0] ^ secret[1].rotate_left(32)) | 1,
             work: vec![Work::BLANK; super::BATCH],
         }
     }
@@ -147,6 +179,14 @@ impl Shard {
             self.policy_generation = policy.generation;
         }
         self.shortcuts.follow(policy, routing, &mut self.conntrack);
+    }
+
+    /// A random number (xorshift64*: nobody must be able to predict it from outside, and nobody sees it whole).
+    pub(super) fn random(&mut self) -> u32 {
+        self.dice ^= self.dice >> 12;
+        self.dice ^= self.dice << 25;
+        self.dice ^= self.dice >> 27;
+        (self.dice.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
     }
 
     /// An identification for a packet of our own: never 0, as Linux's.

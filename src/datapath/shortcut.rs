@@ -47,6 +47,10 @@ pub(super) struct Shortcut {
     pub(super) info: CtInfo,
     /// Its connection's status, where the rules read it.
     pub(super) status: Option<CtStatus>,
+    /// TCP flags that the rules read.
+    pub(super) flags_mask: u8,
+    /// What they were.
+    pub(super) flags: u8,
     /// The way through the rules; without one they are asked every time.
     pub(super) trace: Option<u16>,
 }
@@ -200,7 +204,17 @@ mod tests {
 
     fn shortcut(mtu: u16) -> Shortcut {
         let (in_port, out_port, neighbour) = (PortId::LAN, PortId::WAN, Mac([2; 6]));
-        Shortcut { in_port, out_port, mtu, neighbour, info: CtInfo::Established, status: None, trace: None }
+        Shortcut {
+            in_port,
+            out_port,
+            mtu,
+            neighbour,
+            info: CtInfo::Established,
+            status: None,
+            flags_mask: 0,
+            flags: 0,
+            trace: None,
+        }
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! What only shows when all rules are known: loops, depth, chains of the host, rules that no packet reaches.
 
 use super::diagnostic::{Problem, Report, Span};
-use super::rule::{FORWARD, INPUT, InterfaceMatch, MAX_DEPTH, OUTPUT, Policy, Ruleset, Target};
+use super::extension::HOOKS_ALL;
+use super::rule::{BUILTIN, Hook, InterfaceMatch, MAX_DEPTH, PATH, Policy, Ruleset, TableName};
+use super::targets::Target;
 
 /// Refuses loops and jumps that go too deep; warns of what an expert would look at twice.
-pub(super) fn check(ruleset: &Ruleset, has_filter: bool, report: &mut Report<'_>) {
+pub(super) fn check(ruleset: &Ruleset, report: &mut Report<'_>) {
     if !check_loops(ruleset, report) {
         check_depth(ruleset, report);
+        check_hooks(ruleset, report);
     }
-    if !has_filter {
+    if !ruleset.has(TableName::Filter) {
         let message = format!("{} has no filter table: everything is forwarded", ruleset.file);
         report
             .warn(Problem::new(Span::default(), message, "").help("iptables-save prints it as `*filter` ... `COMMIT`"));
@@ -95,11 +98,42 @@ fn check_depth(ruleset: &Ruleset, report: &mut Report<'_>) {
     }
 }
 
+/// Refuses matches and targets that a packet would meet at a hook where they make no sense.
+fn check_hooks(ruleset: &Ruleset, report: &mut Report<'_>) {
+    let mut reached = vec![0u8; ruleset.chains.len()];
+    for (index, (_, hook)) in BUILTIN.iter().enumerate() {
+        for chain in ruleset.reachable_from(index) {
+            reached[chain] |= hook.bit();
+        }
+    }
+    for (chain, &from) in ruleset.chains.iter().zip(&reached) {
+        for rule in &chain.rules {
+            let matches = rule.matches.iter().zip(&rule.match_spans);
+            let matches = matches.map(|(matched, &span)| ("match", matched.name(), matched.hooks(), span));
+            let target = ("target", rule.target.name(), rule.target.hooks(), rule.target_span);
+            for (what, name, allowed, span) in matches.chain([target]) {
+                if from & !allowed & HOOKS_ALL == 0 {
+                    continue;
+                }
+                let message = format!("{what} `{name}` works only in {}", hook_names(allowed));
+                let label = format!("reached from {}", hook_names(from & !allowed));
+                report.error(Problem::new(span, message, label));
+            }
+        }
+    }
+}
+
+fn hook_names(bits: u8) -> String {
+    let all = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+    let names: Vec<&str> = all.iter().filter(|hook| bits & hook.bit() != 0).map(|hook| hook.chain_name()).collect();
+    names.join(", ")
+}
+
 fn warn_host_chains(ruleset: &Ruleset, report: &mut Report<'_>) {
-    for index in [INPUT, OUTPUT] {
+    for (index, &(table, hook)) in BUILTIN.iter().enumerate() {
         let chain = &ruleset.chains[index];
         let rules = chain.rules.len();
-        if rules == 0 && chain.policy == Some(Policy::Accept) {
+        if PATH.contains(&index) || rules == 0 && chain.policy == Some(Policy::Accept) {
             continue;
         }
         let what = match rules {
@@ -107,9 +141,10 @@ fn warn_host_chains(ruleset: &Ruleset, report: &mut Report<'_>) {
             1 => "one rule".to_owned(),
             n => format!("{n} rules"),
         };
-        let message = format!("{} ({what}) belongs to the host: checked, but not applied", chain.name);
+        let of_table = if table == TableName::Filter { String::new() } else { format!("{} ", table.name()) };
+        let message = format!("{of_table}{} ({what}) belongs to the host: checked, but not applied", hook.chain_name());
         report.warn(
-            Problem::new(chain.span, message, "only FORWARD is evaluated here")
+            Problem::new(chain.span, message, "a forwarded packet does not come here")
                 .help("load the file with iptables-restore to guard the host itself"),
         );
     }
@@ -135,7 +170,10 @@ fn warn_interfaces(ruleset: &Ruleset, report: &mut Report<'_>) {
     if ruleset.ports.is_empty() {
         return;
     }
-    for index in ruleset.reachable_from(FORWARD) {
+    let mut reached: Vec<usize> = PATH.iter().flat_map(|&chain| ruleset.reachable_from(chain)).collect();
+    reached.sort_unstable();
+    reached.dedup();
+    for index in reached {
         for rule in &ruleset.chains[index].rules {
             for (option, named) in [("-i", &rule.in_interface), ("-o", &rule.out_interface)] {
                 let Some(InterfaceMatch { name, invert: false }) = named else { continue };

@@ -23,7 +23,7 @@ pub struct Context<'a> {
     pub out_port: Option<PortId>,
     /// MTU of the way out in bytes; 0 before it is routed.
     pub out_mtu: u16,
-    /// What conntrack says of it; UNTRACKED in raw.
+    /// What conntrack says of it; INVALID in raw, where there is no connection yet.
     pub info: CtInfo,
     /// Status of its connection; empty when there is none.
     pub status: CtStatus,

@@ -3,7 +3,7 @@
 //! One per worker and policy generation, made by [`super::RuleVector::counters`]; added up when they are read. Never
 //! shared, so counting costs two additions.
 
-use super::rule::{BUILTIN_CHAINS, Ruleset};
+use super::rule::Ruleset;
 
 /// Packets, and bytes of whole IP packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -28,21 +28,23 @@ impl Counter {
     }
 }
 
-/// Counters of one ruleset. Rules are numbered by [`Ruleset::counter_index`], policies INPUT, FORWARD, OUTPUT.
+/// Counters of one ruleset. Rules are numbered by [`Ruleset::counter_index`], policies by their chain's index.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RuleCounters {
     pub(super) rules: Box<[Counter]>,
-    pub(super) policies: [Counter; BUILTIN_CHAINS],
+    /// By chain; zero for user chains.
+    pub(super) policies: Box<[Counter]>,
 }
 
 impl RuleCounters {
     /// All zero, for `ruleset`.
     pub fn new(ruleset: &Ruleset) -> RuleCounters {
-        RuleCounters::with_rules(ruleset.rule_count())
+        RuleCounters::with_rules(ruleset.rule_count(), ruleset.chains.len())
     }
 
-    pub(super) fn with_rules(rules: usize) -> RuleCounters {
-        RuleCounters { rules: vec![Counter::default(); rules].into(), policies: Default::default() }
+    pub(super) fn with_rules(rules: usize, chains: usize) -> RuleCounters {
+        let zeros = |count| vec![Counter::default(); count].into();
+        RuleCounters { rules: zeros(rules), policies: zeros(chains) }
     }
 
     /// Counter of the rule with this [`Ruleset::counter_index`].
@@ -67,7 +69,7 @@ impl RuleCounters {
     pub fn add(&mut self, other: &RuleCounters) {
         assert_eq!(self.rules.len(), other.rules.len(), "counters of different rulesets");
         self.rules.iter_mut().zip(&other.rules).for_each(|(mine, theirs)| mine.add(theirs));
-        self.policies.iter_mut().zip(&other.policies).for_each(|(mine, theirs)| mine.add(theirs));
+        self.policies.iter_mut().zip(&other.policies[..]).for_each(|(mine, theirs)| mine.add(theirs));
     }
 }
 
@@ -77,7 +79,7 @@ mod tests {
 
     #[test]
     fn counters_add_up() {
-        let mut a = RuleCounters::with_rules(2);
+        let mut a = RuleCounters::with_rules(2, 2);
         let mut b = a.clone();
         a.rules[0].count(100);
         b.rules[0].count(60);

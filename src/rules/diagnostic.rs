@@ -196,13 +196,14 @@ pub(super) struct Report<'t> {
     line_starts: Vec<usize>,
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
+    not_honoured: Vec<Problem>,
 }
 
 impl<'t> Report<'t> {
     pub(super) fn new(file: &'t str, text: &'t str) -> Report<'t> {
         let breaks = text.bytes().enumerate().filter(|&(_, byte)| byte == b'\n').map(|(at, _)| at + 1);
         let line_starts = core::iter::once(0).chain(breaks).collect();
-        Report { file, text, line_starts, errors: Vec::new(), warnings: Vec::new() }
+        Report { file, text, line_starts, errors: Vec::new(), warnings: Vec::new(), not_honoured: Vec::new() }
     }
 
     pub(super) fn error(&mut self, problem: Problem) {
@@ -211,6 +212,11 @@ impl<'t> Report<'t> {
 
     pub(super) fn warn(&mut self, problem: Problem) {
         self.warnings.push(problem);
+    }
+
+    /// Understood, but not to be done.
+    pub(super) fn not_honoured(&mut self, problem: Problem) {
+        self.not_honoured.push(problem);
     }
 
     pub(super) fn has_errors(&self) -> bool {
@@ -222,11 +228,27 @@ impl<'t> Report<'t> {
         self.line_starts.partition_point(|&start| start <= at)
     }
 
-    /// Errors and warnings, or only the warnings when there is no error.
-    pub(super) fn finish(self) -> Diagnostics {
-        let errors = self.errors.iter().map(|problem| self.place(problem, Severity::Error));
-        let warnings = self.warnings.iter().map(|problem| self.place(problem, Severity::Warning));
-        let mut list: Vec<Diagnostic> = errors.chain(warnings).collect();
+    /// Errors, and all that cannot be done as errors, and warnings.
+    pub(super) fn finish(&self) -> Diagnostics {
+        self.placed(&[(&self.errors, Severity::Error), (&self.not_honoured, Severity::Error)], true)
+    }
+
+    /// What is understood and cannot be done, as errors.
+    pub(super) fn finish_not_honoured(&self) -> Diagnostics {
+        self.placed(&[(&self.not_honoured, Severity::Error)], false)
+    }
+
+    /// The warnings alone.
+    pub(super) fn finish_warnings(&self) -> Diagnostics {
+        self.placed(&[], true)
+    }
+
+    fn placed(&self, lists: &[(&Vec<Problem>, Severity)], warnings: bool) -> Diagnostics {
+        let warnings = warnings.then_some((&self.warnings, Severity::Warning));
+        let all = lists.iter().copied().chain(warnings);
+        let mut list: Vec<Diagnostic> = all
+            .flat_map(|(problems, severity)| problems.iter().map(move |problem| self.place(problem, severity)))
+            .collect();
         list.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         Diagnostics { list }
     }

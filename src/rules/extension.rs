@@ -9,6 +9,7 @@ use super::context::{Context, World};
 use super::diagnostic::{Problem, Span};
 use super::registry::Registry;
 use super::rule::{Hook, ProtoMatch, Rule, TableName};
+use super::targets::RejectWith;
 use super::token::Token;
 use crate::verdict::DropReason;
 use crate::wire::Family;
@@ -66,6 +67,10 @@ pub(super) struct Given<'a> {
     pub(super) invert: bool,
     /// IP version of the file.
     pub(super) family: Family,
+    /// `-p`, as far as the line is read.
+    pub(super) proto: Option<ProtoMatch>,
+    /// Where the extension is named.
+    pub(super) owner: Span,
 }
 
 impl<'a> Given<'a> {
@@ -97,6 +102,28 @@ impl Whole<'_> {
     /// Whether the option was given.
     pub(super) fn has(&self, id: u8) -> bool {
         self.seen.contains(&id)
+    }
+
+    /// Refuses a rule whose `-p` does not name the protocol; `wanted` is how to name it.
+    pub(super) fn needs_proto<E: Extension>(&self, number: u8, wanted: &str) -> Result<(), Problem> {
+        match self.is_proto(number) {
+            true => Ok(()),
+            false => {
+                let message = format!("`{} {}` needs `{wanted}`", E::dash(), E::NAME);
+                Err(self.problem(message, format!("this rule has no `{wanted}`")))
+            }
+        }
+    }
+
+    /// Refuses the extension when none of its options was given; the first is named as the one missing.
+    pub(super) fn needs_option<E: Extension>(&self) -> Result<(), Problem> {
+        match self.seen.is_empty() {
+            false => Ok(()),
+            true => {
+                let message = format!("`{} {}` needs `{}`", E::dash(), E::NAME, E::OPTIONS[0].names[0]);
+                Err(self.problem(message, "no option given"))
+            }
+        }
     }
 
     /// Whether `-p` names this protocol, not inverted.
@@ -133,6 +160,24 @@ pub(super) trait Extension: Sized + Clone + Eq + core::fmt::Debug {
     /// What is wrong with its argument.
     fn read(&mut self, id: u8, given: &Given<'_>) -> Result<(), Problem>;
 
+    /// What an expert would say of the option just read.
+    fn warning(&self, _id: u8, _given: &Given<'_>) -> Option<Problem> {
+        None
+    }
+
+    /// Why a rule that says this can be understood and not done; `None` when it can be done.
+    fn not_honoured(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether it makes Linux track connections (`nf_ct_netns_get` when it is loaded).
+    const WANTS_CONNTRACK: bool = false;
+
+    /// The option that names it: targets have names in capitals.
+    fn dash() -> &'static str {
+        if Self::NAME.as_bytes()[0].is_ascii_uppercase() { "-j" } else { "-m" }
+    }
+
     /// Checks the whole when all options are read.
     ///
     /// # Errors
@@ -148,6 +193,23 @@ pub(super) trait Extension: Sized + Clone + Eq + core::fmt::Debug {
 
     /// Its options as `iptables-save` prints them, each with a blank before it.
     fn save(&self, out: &mut String, family: Family);
+}
+
+/// What is known of an extension by its name: `V` is [`super::Match`] or [`super::Target`].
+#[derive(Debug)]
+pub(super) struct Kind<V: 'static> {
+    pub(super) name: &'static str,
+    pub(super) families: &'static [Family],
+    pub(super) tables: &'static [TableName],
+    pub(super) options: &'static [OptionSpec],
+    pub(super) new: fn(Family) -> V,
+}
+
+impl<V> Kind<V> {
+    /// The extension `E`, made by `new`.
+    pub(super) const fn of<E: Extension>(new: fn(Family) -> V) -> Kind<V> {
+        Kind { name: E::NAME, families: E::FAMILIES, tables: E::TABLES, options: E::OPTIONS, new }
+    }
 }
 
 /// What a verdict rests on that asked a match, or took a target's word.
@@ -204,6 +266,8 @@ pub(super) enum Outcome {
     Accept,
     /// It is dropped.
     Drop(DropReason),
+    /// It is dropped and answered.
+    Reject(RejectWith),
 }
 
 /// A target: `-j NAME`.

@@ -7,7 +7,7 @@
 //! Linux with HZ = 250 has the same costs and caps (HZ times credits per jiffy is 32000 for both) and only looks at the
 //! clock in steps of 4 ms. Unlike Linux, whose 32-bit product wraps, a pause of more than 37 hours still fills the bucket.
 
-use super::rule::LimitMatch;
+use super::matches::LimitMatch;
 use crate::time::Instant;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

@@ -4,8 +4,8 @@
 //! size (no allocation), passes it through a ring, and the control side turns it into text (nf_log_syslog.c, field by
 //! field; every field is followed by one blank, so the line ends with one).
 
-use super::Context;
-use super::rule::{LogTarget, log_flags};
+use super::context::Context;
+use super::targets::{LogTarget, log_flags};
 use super::value::LOG_PREFIX_MAX;
 use crate::device::PortId;
 use crate::wire::{Addr, Family, ethernet, get_u16, get_u32, icmp, icmpv6, ipv4, ipv6, proto, tcp};
@@ -34,7 +34,9 @@ pub struct LogRecord {
     flags: u8,
     family: Family,
     in_port: PortId,
-    out_port: PortId,
+    out_port: Option<PortId>,
+    /// The packet's mark; printed unless 0.
+    mark: u32,
     ethernet: [u8; ethernet::HEADER_LEN],
     /// Bytes of `bytes` in use.
     kept: u16,
@@ -52,7 +54,7 @@ impl fmt::Debug for LogRecord {
 impl LogRecord {
     /// Copies what the line needs. The copied header has the TTL the rules saw.
     pub fn new(request: &LogRequest<'_>) -> LogRecord {
-        let Context { packet, frame, in_port, out_port, .. } = *request.context;
+        let Context { ref packet, ref frame, in_port, out_port, mark, .. } = *request.context;
         let ip = packet.l3_bytes(frame);
         let kept = ip.len().min(SNAP_LEN);
         let prefix = request.log.prefix.as_bytes();
@@ -65,6 +67,7 @@ impl LogRecord {
             family: packet.family,
             in_port,
             out_port,
+            mark,
             ethernet: [0; ethernet::HEADER_LEN],
             kept: kept as u16,
             length: packet.l3_len,
@@ -88,7 +91,8 @@ impl LogRecord {
 pub fn log_line(record: &LogRecord, ports: &[&str]) -> String {
     let name = |port: PortId| ports.get(port.index()).copied().unwrap_or_default();
     let prefix = String::from_utf8_lossy(&record.prefix[..usize::from(record.prefix_len)]);
-    let mut line = format!("{prefix}IN={} OUT={} ", name(record.in_port), name(record.out_port));
+    let out = record.out_port.map_or("", name);
+    let mut line = format!("{prefix}IN={} OUT={out} ", name(record.in_port));
     dump_mac(&mut line, record);
     let view = View {
         bytes: &record.bytes[..usize::from(record.kept)],
@@ -98,6 +102,9 @@ pub fn log_line(record: &LogRecord, ports: &[&str]) -> String {
     match record.family {
         Family::V4 => dump_ipv4(&mut line, &view, 0, false),
         Family::V6 => dump_ipv6(&mut line, &view, 0, false),
+    }
+    if record.mark != 0 {
+        put(&mut line, format_args!("MARK={:#x} ", record.mark));
     }
     line
 }

@@ -10,32 +10,29 @@
 //! chain. INPUT and OUTPUT are the host's: understood and checked, not evaluated.
 
 mod check;
-// Until every extension has moved.
-#[allow(dead_code)]
+mod compile;
 mod context;
 mod counter;
 mod default;
 mod diagnostic;
-#[allow(dead_code)]
+#[allow(dead_code)] // extensions to come use the rest
 mod extension;
 #[cfg(test)]
-#[allow(dead_code)]
 mod extension_testing;
 pub mod limit;
 mod log;
-#[allow(dead_code)]
 mod matches;
 mod names;
 mod option;
 pub mod oracle;
 mod parse;
-#[allow(dead_code)]
 mod registry;
+mod row;
 mod rule;
 mod save;
-#[allow(dead_code)]
 mod targets;
 mod token;
+mod told;
 mod trace;
 mod value;
 mod vector;
@@ -46,20 +43,20 @@ pub(crate) mod generator;
 #[cfg(test)]
 mod tests;
 
-pub use context::{AddressType, Liveness, World};
+pub use context::{AddressType, Context, Liveness, World};
 pub use counter::{Counter, RuleCounters};
 pub use default::{DEFAULT_V4, DEFAULT_V6, default_policy};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 pub use log::{LogRecord, LogRequest, log_line};
+pub use matches::*;
+pub use registry::Registry;
 pub use rule::*;
-pub use save::save;
+pub use save::{rule_text, save, save_table};
+pub use targets::{LogTarget, RejectWith, Target, log_flags};
+pub use told::Told;
 pub use trace::Trace;
-pub use vector::RuleVector;
+pub use vector::{Previous, RuleVector};
 
-use crate::conntrack::{CtInfo, CtStatus};
-use crate::device::PortId;
-use crate::packet::Packet;
-use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::Family;
 
@@ -67,8 +64,21 @@ use crate::wire::Family;
 /// in messages, `ports` the interface names by [`PortId`] (empty when they are not known yet).
 ///
 /// # Errors
-/// Every line that is wrong or not covered.
+/// Every line that is wrong, not covered, or understood and not to be done here.
 pub fn load(file: &str, text: &str, family: Family, ports: &[&str]) -> Result<Ruleset, Diagnostics> {
+    let ruleset = understand(file, text, family, ports)?;
+    match ruleset.not_honoured.is_empty() {
+        true => Ok(ruleset),
+        false => Err(ruleset.not_honoured),
+    }
+}
+
+/// Reads a rules file as [`load`] does, but takes also what is right and cannot be done here; that is then told by
+/// [`Ruleset::not_honoured`]. Such rules can be printed and compared, never evaluated.
+///
+/// # Errors
+/// Every line that is wrong or not covered (with them, all that cannot be done).
+pub fn understand(file: &str, text: &str, family: Family, ports: &[&str]) -> Result<Ruleset, Diagnostics> {
     let mut report = diagnostic::Report::new(file, text);
     let parsed = parse::parse(text, family, &mut report);
     let mut ruleset = Ruleset {
@@ -76,34 +86,17 @@ pub fn load(file: &str, text: &str, family: Family, ports: &[&str]) -> Result<Ru
         file: file.to_owned(),
         ports: ports.iter().map(|&port| port.to_owned()).collect(),
         chains: parsed.chains,
-        empty_tables: parsed.empty_tables,
+        tables: parsed.tables,
         warnings: Diagnostics::default(),
+        not_honoured: Diagnostics::default(),
     };
-    check::check(&ruleset, parsed.has_filter, &mut report);
+    check::check(&ruleset, &mut report);
     if report.has_errors() {
         return Err(report.finish());
     }
-    ruleset.warnings = report.finish();
+    ruleset.not_honoured = report.finish_not_honoured();
+    ruleset.warnings = report.finish_warnings();
     Ok(ruleset)
-}
-
-/// What the rules are asked about: a packet between routing and sending.
-#[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
-    /// The packet. Its `ttl` is the one it will leave with (Linux counts down before FORWARD).
-    pub packet: &'a Packet,
-    /// The whole frame.
-    pub frame: &'a [u8],
-    /// The port it came in by.
-    pub in_port: PortId,
-    /// The port it would leave by.
-    pub out_port: PortId,
-    /// What conntrack says of it.
-    pub info: CtInfo,
-    /// Status of its connection; empty when there is none.
-    pub status: CtStatus,
-    /// The time.
-    pub now: Instant,
 }
 
 /// What the rules say.

@@ -2,7 +2,8 @@
 //!
 //! Constant tables and look-ups, nothing else. `iptables-save` prints mostly numbers; names are for files written by hand.
 
-use super::rule::{RejectWith, state};
+use super::matches::state;
+use super::targets::RejectWith;
 use crate::wire::{Family, tcp};
 
 /// Protocols by the name `iptables-save` prints (Debian's /etc/protocols, which has no number twice).
@@ -306,10 +307,6 @@ pub(super) const fn reject_names(family: Family) -> &'static [(&'static str, &'s
     }
 }
 
-/// Matches that are covered.
-pub(super) const MATCHES: &[&str] =
-    &["tcp", "udp", "icmp", "icmp6", "state", "conntrack", "multiport", "limit", "comment"];
-
 /// Matches that iptables 1.8 has and this version does not cover.
 pub(super) const MATCHES_NOT_COVERED: &[&str] = &[
     "addrtype",
@@ -366,9 +363,6 @@ pub(super) const MATCHES_NOT_COVERED: &[&str] = &[
     "ttl",
     "u32",
 ];
-
-/// Targets that are covered.
-pub(super) const TARGETS: &[&str] = &["ACCEPT", "DROP", "RETURN", "REJECT", "LOG"];
 
 /// Targets that iptables 1.8 has and this version does not cover.
 pub(super) const TARGETS_NOT_COVERED: &[&str] = &[

@@ -6,170 +6,69 @@
 //! loaded (so `-p tcp --dport 80` needs no `-m tcp`). The first problem of a line ends its reading.
 
 use super::diagnostic::{Problem, Report, Span, nearest};
-use super::names;
-use super::rule::{AddrMatch, InterfaceMatch, LogTarget, Match, ProtoMatch, RejectWith, Rule, Target};
-use super::rule::{ConntrackMatch, IcmpMatch, LimitMatch, MultiportMatch, MultiportSide, TcpMatch, UdpMatch};
-use super::rule::{StateMatch, log_flags};
+use super::extension::{Given, Kind, OptionSpec, Whole};
+use super::matches::Match;
+use super::rule::{AddrMatch, Hook, InterfaceMatch, ProtoMatch, Rule, TableName};
+use super::targets::Target;
 use super::token::Token;
-use super::value;
-use super::{limit, rule};
+use super::{names, value};
 use crate::wire::{Family, proto};
 
 /// Matches one rule may have (Linux has a limit in bytes, which is about this).
 const MATCHES_MAX: usize = 128;
 
-/// Every option that is covered.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Opt {
-    Source,
-    Destination,
-    InInterface,
-    OutInterface,
-    Protocol,
-    Match,
-    Jump,
-    Goto,
-    Fragment,
-    Sport,
-    Dport,
-    Syn,
-    TcpFlags,
-    TcpOption,
-    IcmpType,
-    State,
-    CtState,
-    CtStatus,
-    Sports,
-    Dports,
-    Ports,
-    Limit,
-    LimitBurst,
-    Comment,
-    RejectWith,
-    LogPrefix,
-    LogLevel,
-    LogFlag(u8),
-}
+const SOURCE: u8 = 0;
+const DESTINATION: u8 = 1;
+const IN_INTERFACE: u8 = 2;
+const OUT_INTERFACE: u8 = 3;
+const PROTOCOL: u8 = 4;
+const MATCH: u8 = 5;
+const JUMP: u8 = 6;
+const GOTO: u8 = 7;
+const FRAGMENT: u8 = 8;
 
-/// An option as written, and which it is.
-type Spec = (&'static str, Opt);
-
-const BASE: &[Spec] = &[
-    ("-s", Opt::Source),
-    ("--source", Opt::Source),
-    ("--src", Opt::Source),
-    ("-d", Opt::Destination),
-    ("--destination", Opt::Destination),
-    ("--dst", Opt::Destination),
-    ("-i", Opt::InInterface),
-    ("--in-interface", Opt::InInterface),
-    ("-o", Opt::OutInterface),
-    ("--out-interface", Opt::OutInterface),
-    ("-p", Opt::Protocol),
-    ("--protocol", Opt::Protocol),
-    ("-m", Opt::Match),
-    ("--match", Opt::Match),
-    ("-j", Opt::Jump),
-    ("--jump", Opt::Jump),
-    ("-g", Opt::Goto),
-    ("--goto", Opt::Goto),
-    ("-f", Opt::Fragment),
-    ("--fragment", Opt::Fragment),
-    ("--fragments", Opt::Fragment),
-];
-
-const TCP: &[Spec] = &[
-    ("--source-port", Opt::Sport),
-    ("--sport", Opt::Sport),
-    ("--destination-port", Opt::Dport),
-    ("--dport", Opt::Dport),
-    ("--syn", Opt::Syn),
-    ("--tcp-flags", Opt::TcpFlags),
-    ("--tcp-option", Opt::TcpOption),
-];
-
-const UDP: &[Spec] = &[
-    ("--source-port", Opt::Sport),
-    ("--sport", Opt::Sport),
-    ("--destination-port", Opt::Dport),
-    ("--dport", Opt::Dport),
-];
-
-const CONNTRACK: &[Spec] = &[("--ctstate", Opt::CtState), ("--ctstatus", Opt::CtStatus)];
-
-const MULTIPORT: &[Spec] = &[
-    ("--source-ports", Opt::Sports),
-    ("--sports", Opt::Sports),
-    ("--destination-ports", Opt::Dports),
-    ("--dports", Opt::Dports),
-    ("--ports", Opt::Ports),
-];
-
-const LOG: &[Spec] = &[
-    ("--log-prefix", Opt::LogPrefix),
-    ("--log-level", Opt::LogLevel),
-    ("--log-tcp-sequence", Opt::LogFlag(log_flags::TCP_SEQUENCE)),
-    ("--log-tcp-options", Opt::LogFlag(log_flags::TCP_OPTIONS)),
-    ("--log-ip-options", Opt::LogFlag(log_flags::IP_OPTIONS)),
-    ("--log-uid", Opt::LogFlag(log_flags::UID)),
-    ("--log-macdecode", Opt::LogFlag(log_flags::MACDECODE)),
-];
-
-/// The options of a match.
-const fn match_options(name: &str) -> &'static [Spec] {
-    match name.as_bytes() {
-        b"tcp" => TCP,
-        b"udp" => UDP,
-        b"icmp" => &[("--icmp-type", Opt::IcmpType)],
-        b"icmp6" => &[("--icmpv6-type", Opt::IcmpType)],
-        b"state" => &[("--state", Opt::State)],
-        b"conntrack" => CONNTRACK,
-        b"multiport" => MULTIPORT,
-        b"limit" => &[("--limit", Opt::Limit), ("--limit-burst", Opt::LimitBurst)],
-        b"comment" => &[("--comment", Opt::Comment)],
-        _ => &[],
-    }
-}
-
-/// Options of `-m conntrack` that are not covered, for the message.
-const CONNTRACK_NOT_COVERED: &[&str] = &[
-    "--ctproto",
-    "--ctorigsrc",
-    "--ctorigdst",
-    "--ctreplsrc",
-    "--ctrepldst",
-    "--ctorigsrcport",
-    "--ctorigdstport",
-    "--ctreplsrcport",
-    "--ctrepldstport",
-    "--ctexpire",
-    "--ctdir",
+/// The options of every rule.
+const BASE: &[OptionSpec] = &[
+    OptionSpec::new(SOURCE, &["-s", "--source", "--src"]).invertible(),
+    OptionSpec::new(DESTINATION, &["-d", "--destination", "--dst"]).invertible(),
+    OptionSpec::new(IN_INTERFACE, &["-i", "--in-interface"]).invertible(),
+    OptionSpec::new(OUT_INTERFACE, &["-o", "--out-interface"]).invertible(),
+    OptionSpec::new(PROTOCOL, &["-p", "--protocol"]).invertible(),
+    OptionSpec::new(MATCH, &["-m", "--match"]),
+    OptionSpec::new(JUMP, &["-j", "--jump"]).group(1),
+    OptionSpec::new(GOTO, &["-g", "--goto"]).group(1),
+    OptionSpec::new(FRAGMENT, &["-f", "--fragments", "--fragment"]).invertible().arguments(0),
 ];
 
 /// A match being filled.
 #[derive(Debug)]
 struct Loaded {
-    name: &'static str,
+    kind: &'static Kind<Match>,
     span: Span,
     value: Match,
-    seen: Vec<Opt>,
+    seen: Vec<u8>,
 }
 
 /// A target being filled.
 #[derive(Debug)]
-enum Draft {
-    Plain(Target),
-    Reject(RejectWith),
-    Log(LogTarget),
+struct Aim {
+    /// Without one it is a verdict or a chain, and has no options.
+    kind: Option<&'static Kind<Target>>,
+    span: Span,
+    value: Target,
+    seen: Vec<u8>,
 }
 
 /// What the line's table offers: chain names by index, in order of declaration.
 #[derive(Debug)]
 pub(super) struct Scope<'a> {
     pub(super) family: Family,
+    pub(super) table: TableName,
     pub(super) chains: &'a [String],
-    /// The chain the rule is appended to.
-    pub(super) chain: usize,
+    /// How many of them are built in.
+    pub(super) builtin: usize,
+    /// The hook of the chain the rule is appended to, if it is a built-in one.
+    pub(super) hook: Option<Hook>,
 }
 
 /// Reads the options of one rule.
@@ -182,11 +81,9 @@ pub(super) struct Reader<'a, 'r, 't> {
     sources: Vec<AddrMatch>,
     destinations: Vec<AddrMatch>,
     rule: Rule,
-    proto: Option<(ProtoMatch, Span)>,
     loaded: Vec<Loaded>,
-    target: Option<(Draft, Span)>,
-    target_seen: Vec<Opt>,
-    base_seen: Vec<Opt>,
+    aim: Option<Aim>,
+    base_seen: Vec<u8>,
 }
 
 /// Reads what follows `-A CHAIN`. One line may be several rules (`-s a,b`).
@@ -208,10 +105,8 @@ pub(super) fn read_rule(
         sources: Vec::new(),
         destinations: Vec::new(),
         rule: Rule { span, ..Rule::default() },
-        proto: None,
         loaded: Vec::new(),
-        target: None,
-        target_seen: Vec::new(),
+        aim: None,
         base_seen: Vec::new(),
     };
     while reader.next < tokens.len() {
@@ -246,29 +141,45 @@ impl<'a> Reader<'a, '_, '_> {
             Some((name, value)) if name.starts_with("--") => (name, Some(value)),
             _ => (token.text.as_str(), None),
         };
-        let (owner, opt) = self.look_up(name, token.span)?;
-        let arguments = match opt {
-            Opt::Fragment | Opt::Syn | Opt::LogFlag(_) => 0,
-            Opt::TcpFlags => 2,
-            _ => 1,
+        let (owner, spec) = self.look_up(name, token.span)?;
+        let attached = match (attached, spec.arguments) {
+            (Some(_), 0) => {
+                let problem = Problem::new(token.span, format!("`{name}` takes no argument"), "one too many");
+                return Err(problem.help("leave out what follows `=`"));
+            }
+            (attached, _) => attached.map(|text| Token { text: text.to_owned(), span: token.span }),
         };
-        if attached.is_some() && arguments == 0 {
-            return Err(Problem::new(token.span, format!("`{name}` takes no argument"), "leave out what follows `=`"));
+        let mut arguments: Vec<Token> = attached.into_iter().collect();
+        while arguments.len() < usize::from(spec.arguments) {
+            let last = arguments.last().map_or(token.span, |argument| argument.span);
+            arguments.push(self.take_argument(name, last)?.clone());
         }
-        let argument = match (attached, arguments) {
-            (_, 0) => Token { text: String::new(), span: token.span },
-            (Some(value), _) => Token { text: value.to_owned(), span: token.span },
-            (None, _) => self.take_argument(name, token.span)?.clone(),
-        };
         let invert = self.invert.take();
-        if let (Some(bang), false) = (invert, can_invert(opt)) {
+        if let (Some(bang), false) = (invert, spec.can_invert) {
             return Err(Problem::new(bang, format!("`{name}` cannot be inverted"), "leave out this `!`"));
         }
-        self.once(owner, opt, name, token.span)?;
+        self.once(owner, spec, name, token.span)?;
+        let given = Given {
+            name,
+            span: token.span,
+            arguments: &arguments,
+            invert: invert.is_some(),
+            family: self.scope.family,
+            proto: self.rule.proto,
+            owner: self.span_of(owner).unwrap_or(token.span),
+        };
         match owner {
-            Owner::Base => self.read_base(opt, &argument, invert.is_some()),
-            Owner::Target => self.read_target_option(opt, &argument),
-            Owner::Match(index) => self.read_match_option(index, opt, name, &argument, invert.is_some()),
+            Owner::Base => self.read_base(spec.id, &given),
+            Owner::Target => self.read_target_option(spec.id, &given),
+            Owner::Match(index) => self.loaded[index].value.read(spec.id, &given),
+        }
+    }
+
+    fn span_of(&self, owner: Owner) -> Option<Span> {
+        match owner {
+            Owner::Base => None,
+            Owner::Target => self.aim.as_ref().map(|aim| aim.span),
+            Owner::Match(index) => self.loaded.get(index).map(|loaded| loaded.span),
         }
     }
 
@@ -287,38 +198,37 @@ impl<'a> Reader<'a, '_, '_> {
         }
     }
 
-    /// Refuses an option given twice.
-    fn once(&mut self, owner: Owner, opt: Opt, name: &str, span: Span) -> Result<(), Problem> {
-        let seen = match owner {
-            Owner::Base => &mut self.base_seen,
-            Owner::Target => &mut self.target_seen,
-            Owner::Match(index) => &mut self.loaded[index].seen,
+    /// Refuses an option given twice, or with another that excludes it.
+    fn once(&mut self, owner: Owner, spec: &'static OptionSpec, name: &str, span: Span) -> Result<(), Problem> {
+        let (specs, seen) = match owner {
+            Owner::Base => (BASE, &mut self.base_seen),
+            Owner::Match(index) => (self.loaded[index].kind.options, &mut self.loaded[index].seen),
+            Owner::Target => match &mut self.aim {
+                Some(Aim { kind: Some(kind), seen, .. }) => (kind.options, seen),
+                _ => unreachable!("an option of a target that has none"),
+            },
         };
-        let clashes = |&&before: &&Opt| match (before, opt) {
-            (Opt::Match, _) => false,
-            (Opt::Jump | Opt::Goto, Opt::Jump | Opt::Goto) => true,
-            (Opt::Syn | Opt::TcpFlags, Opt::Syn | Opt::TcpFlags) => true,
-            (Opt::Sports | Opt::Dports | Opt::Ports, Opt::Sports | Opt::Dports | Opt::Ports) => true,
-            (before, opt) => before == opt,
-        };
-        if let Some(&before) = seen.iter().find(clashes) {
-            let what = match before == opt {
+        let group = |id: u8| specs.iter().find(|spec| spec.id == id).map_or(0, |spec| spec.group);
+        let clashes = |&&before: &&u8| before == spec.id || (spec.group != 0 && group(before) == spec.group);
+        let may_repeat = matches!(owner, Owner::Base) && spec.id == MATCH;
+        if let (Some(&before), false) = (seen.iter().find(clashes), may_repeat) {
+            let what = match before == spec.id {
                 true => format!("`{name}` is given twice"),
                 false => format!("`{name}` excludes an option given before"),
             };
             return Err(Problem::new(span, what, "one too many"));
         }
-        seen.push(opt);
+        seen.push(spec.id);
         Ok(())
     }
 
     /// Finds the option, loading the protocol's own match where that helps.
-    fn look_up(&mut self, name: &str, span: Span) -> Result<(Owner, Opt), Problem> {
+    fn look_up(&mut self, name: &str, span: Span) -> Result<(Owner, &'static OptionSpec), Problem> {
         if let Some(found) = self.find(name, span)? {
             return Ok(found);
         }
         if let Some(implied) = self.implied_match()
-            && match_options(implied).iter().any(|&(full, _)| full.starts_with(name) && name.len() > 2)
+            && all_names(implied.options).any(|full| full.starts_with(name) && name.len() > 2)
         {
             self.load_match(implied, span)?;
             if let Some(found) = self.find(name, span)? {
@@ -329,111 +239,103 @@ impl<'a> Reader<'a, '_, '_> {
     }
 
     /// The match that `-p` implies, unless it is loaded already.
-    fn implied_match(&self) -> Option<&'static str> {
-        let (matched, _) = self.proto?;
-        let name = match (matched.number, self.scope.family) {
-            (proto::TCP, _) => "tcp",
-            (proto::UDP, _) => "udp",
-            (proto::ICMP, Family::V4) => "icmp",
-            (proto::ICMPV6, Family::V6) => "icmp6",
-            _ => return None,
+    fn implied_match(&self) -> Option<&'static Kind<Match>> {
+        let number = self.rule.proto?.number;
+        let name = match number {
+            proto::ICMPV6 => "icmp6".to_owned(),
+            number => names::protocol_name(number),
         };
-        (!self.loaded.iter().any(|loaded| loaded.name == name)).then_some(name)
+        let kind = known_kind(Match::KINDS, &name, self.scope.family)?;
+        (!self.loaded.iter().any(|loaded| loaded.kind.name == name)).then_some(kind)
     }
 
     /// The options in force: whose, and which.
-    fn in_force(&self) -> Vec<(Owner, &'static [Spec])> {
+    fn in_force(&self) -> Vec<(Owner, &'static [OptionSpec])> {
         let mut tables = vec![(Owner::Base, BASE)];
-        match &self.target {
-            Some((Draft::Log(_), _)) => tables.push((Owner::Target, LOG)),
-            Some((Draft::Reject(_), _)) => tables.push((Owner::Target, &[("--reject-with", Opt::RejectWith)])),
-            _ => {}
+        if let Some(Aim { kind: Some(kind), .. }) = &self.aim {
+            tables.push((Owner::Target, kind.options));
         }
         let newest_first = self.loaded.iter().enumerate().rev();
-        tables.extend(newest_first.map(|(index, loaded)| (Owner::Match(index), match_options(loaded.name))));
+        tables.extend(newest_first.map(|(index, loaded)| (Owner::Match(index), loaded.kind.options)));
         tables
     }
 
     /// An exact name first; else, as getopt does, a beginning that only one option has.
-    fn find(&self, name: &str, span: Span) -> Result<Option<(Owner, Opt)>, Problem> {
+    fn find(&self, name: &str, span: Span) -> Result<Option<(Owner, &'static OptionSpec)>, Problem> {
         let tables = self.in_force();
         for &(owner, specs) in &tables {
-            if let Some(&(_, opt)) = specs.iter().find(|spec| spec.0 == name) {
-                return Ok(Some((owner, opt)));
+            if let Some(spec) = specs.iter().find(|spec| spec.names.contains(&name)) {
+                return Ok(Some((owner, spec)));
             }
         }
         if !name.starts_with("--") || name.len() < 3 {
             return Ok(None);
         }
-        let mut found: Option<(&str, Owner, Opt)> = None;
+        let mut found: Option<(&str, Owner, &'static OptionSpec)> = None;
         for &(owner, specs) in &tables {
-            for &(full, opt) in specs.iter().filter(|spec| spec.0.starts_with(name)) {
-                match found {
-                    Some((_, _, before)) if before == opt => {}
-                    Some((other, _, _)) => {
-                        let message = format!("`{name}` could be `{other}` or `{full}`");
-                        return Err(Problem::new(span, message, "write it in full"));
+            for spec in specs {
+                for full in spec.names.iter().filter(|full| full.starts_with(name)) {
+                    match found {
+                        Some((_, _, before)) if core::ptr::eq(before, spec) => {}
+                        Some((other, _, before)) if before.names != spec.names => {
+                            let message = format!("`{name}` could be `{other}` or `{full}`");
+                            return Err(Problem::new(span, message, "write it in full"));
+                        }
+                        Some(_) => {}
+                        None => found = Some((full, owner, spec)),
                     }
-                    None => found = Some((full, owner, opt)),
                 }
             }
         }
-        Ok(found.map(|(_, owner, opt)| (owner, opt)))
+        Ok(found.map(|(_, owner, spec)| (owner, spec)))
     }
 
     fn unknown_option(&self, name: &str, span: Span) -> Problem {
-        let conntrack = self.loaded.iter().any(|loaded| loaded.name == "conntrack");
-        if conntrack && CONNTRACK_NOT_COVERED.contains(&name) {
-            return Problem::new(
-                span,
-                format!("`{name}` of `-m conntrack` is not covered by this version"),
-                "not covered",
-            )
-            .help("covered are --ctstate and --ctstatus");
-        }
         let problem = Problem::new(span, format!("unknown option `{name}`"), "not known here");
         if let Some(help) = missing_owner(name, self.scope.family) {
             return problem.help(help);
         }
-        let known = self.in_force().into_iter().flat_map(|(_, specs)| specs.iter().map(|spec| spec.0));
-        let implied = self.implied_match().map(match_options).unwrap_or_default().iter().map(|spec| spec.0);
-        let near = nearest(name, known.chain(implied).filter(|known| known.len() > 2));
+        let known = self.in_force().into_iter().flat_map(|(_, specs)| all_names(specs));
+        let implied = self.implied_match().map(|kind| kind.options).unwrap_or_default();
+        let near = nearest(name, known.chain(all_names(implied)).filter(|known| known.len() > 2));
         problem.maybe_help(near.map(|near| format!("did you mean `{near}`?")))
     }
 
-    fn read_base(&mut self, opt: Opt, argument: &Token, invert: bool) -> Result<(), Problem> {
+    fn read_base(&mut self, id: u8, given: &Given<'_>) -> Result<(), Problem> {
         let family = self.scope.family;
-        match opt {
-            Opt::Source => self.sources = value::addresses(argument, family, invert)?,
-            Opt::Destination => self.destinations = value::addresses(argument, family, invert)?,
-            Opt::InInterface => {
-                self.check_direction(rule::OUTPUT, "-i", "OUTPUT", argument.span)?;
-                self.rule.in_interface = self.interface(argument, invert)?;
+        match id {
+            SOURCE => self.sources = value::addresses(given.argument(), family, given.invert)?,
+            DESTINATION => self.destinations = value::addresses(given.argument(), family, given.invert)?,
+            IN_INTERFACE => {
+                self.check_direction(&[Hook::Output, Hook::Postrouting], "-i", given.argument().span)?;
+                self.rule.in_interface = self.interface(given.argument(), given.invert)?;
             }
-            Opt::OutInterface => {
-                self.check_direction(rule::INPUT, "-o", "INPUT", argument.span)?;
-                self.rule.out_interface = self.interface(argument, invert)?;
+            OUT_INTERFACE => {
+                self.check_direction(&[Hook::Prerouting, Hook::Input], "-o", given.argument().span)?;
+                self.rule.out_interface = self.interface(given.argument(), given.invert)?;
             }
-            Opt::Protocol => self.read_protocol(argument, invert)?,
-            Opt::Match => {
-                let name = self.known_match(argument)?;
-                self.load_match(name, argument.span)?;
+            PROTOCOL => self.read_protocol(given.argument(), given.invert)?,
+            MATCH => {
+                let kind = self.known_match(given.argument())?;
+                self.load_match(kind, given.argument().span)?;
             }
-            Opt::Jump => self.read_jump(argument)?,
-            Opt::Goto => self.read_goto(argument)?,
-            Opt::Fragment if family == Family::V6 => {
-                return Err(Problem::new(argument.span, "`-f` does not exist for IPv6", "not in an ip6tables file"));
+            JUMP => self.read_jump(given.argument())?,
+            GOTO => self.read_goto(given.argument())?,
+            _ if family == Family::V6 => {
+                return Err(Problem::new(given.span, "`-f` does not exist for IPv6", "not in an ip6tables file"));
             }
-            Opt::Fragment => self.rule.fragment = Some(invert),
-            _ => unreachable!("{opt:?} is no base option"),
+            _ => self.rule.fragment = Some(given.invert),
         }
         Ok(())
     }
 
-    fn check_direction(&self, chain: usize, option: &str, name: &str, span: Span) -> Result<(), Problem> {
-        match self.scope.chain == chain {
-            true => Err(Problem::new(span, format!("`{option}` cannot be used in {name}"), "no such interface there")),
-            false => Ok(()),
+    fn check_direction(&self, without: &[Hook], option: &str, span: Span) -> Result<(), Problem> {
+        match self.scope.hook.filter(|hook| without.contains(hook)) {
+            None => Ok(()),
+            Some(hook) => {
+                let message = format!("`{option}` cannot be used in {}", hook.chain_name());
+                Err(Problem::new(span, message, "no such interface there"))
+            }
         }
     }
 
@@ -468,9 +370,7 @@ impl<'a> Reader<'a, '_, '_> {
             return Err(Problem::new(argument.span, "`! -p all` matches no packet", "never true"));
         }
         if number != 0 {
-            let matched = ProtoMatch { number, invert };
-            self.proto = Some((matched, argument.span));
-            self.rule.proto = Some(matched);
+            self.rule.proto = Some(ProtoMatch { number, invert });
         }
         let extension_header =
             matches!(number, proto::ROUTING | proto::FRAGMENT | proto::AH | proto::DEST_OPTIONS) && !invert;
@@ -481,70 +381,66 @@ impl<'a> Reader<'a, '_, '_> {
         Ok(())
     }
 
-    fn known_match(&self, argument: &Token) -> Result<&'static str, Problem> {
-        let name = argument.text.as_str();
-        let wrong_family = match self.scope.family {
-            Family::V4 => "icmp6",
-            Family::V6 => "icmp",
+    fn known_match(&self, argument: &Token) -> Result<&'static Kind<Match>, Problem> {
+        let name = match argument.text.as_str() {
+            "icmpv6" => "icmp6",
+            name => name,
         };
-        if name == wrong_family {
-            let right = if self.scope.family == Family::V4 { "icmp" } else { "icmp6" };
-            return Err(Problem::new(argument.span, format!("no match `{name}` for this IP version"), "wrong family")
-                .help(format!(
-                    "use `-m {right}`, or give the file as --rules{}",
-                    value::other_suffix(self.scope.family)
-                )));
+        let (family, span) = (self.scope.family, argument.span);
+        if let Some(kind) = known_kind(Match::KINDS, name, family) {
+            return match kind.tables.contains(&self.scope.table) {
+                true => Ok(kind),
+                false => Err(misplaced("match", name, kind.tables, self.scope.table, span)),
+            };
         }
-        if let Some(&known) = names::MATCHES.iter().find(|&&known| known == name) {
-            return Ok(known);
+        if Match::KINDS.iter().any(|kind| kind.name == name) {
+            let problem = Problem::new(span, format!("no match `{name}` for this IP version"), "wrong family");
+            let file = format!("give the file as --rules{}", value::other_suffix(family));
+            return Err(problem.help(match (name, family) {
+                ("icmp6", _) => format!("use `-m icmp`, or {file}"),
+                ("icmp", _) => format!("use `-m icmp6`, or {file}"),
+                _ => file,
+            }));
         }
-        let covered = names::MATCHES.join(", ");
+        let covered = names_of(Match::KINDS, family);
         if names::MATCHES_NOT_COVERED.contains(&name) {
             let message = format!("match `{name}` is not covered by this version");
-            return Err(Problem::new(argument.span, message, "not covered").help(format!("covered are: {covered}")));
+            return Err(Problem::new(span, message, "not covered").help(format!("covered are: {covered}")));
         }
-        let near = nearest(name, names::MATCHES.iter().copied());
-        Err(Problem::new(argument.span, format!("unknown match `{name}`"), "no such match")
+        let near = nearest(name, Match::KINDS.iter().map(|kind| kind.name));
+        Err(Problem::new(span, format!("unknown match `{name}`"), "no such match")
             .help(near.map_or(format!("covered are: {covered}"), |near| format!("did you mean `{near}`?"))))
     }
 
-    fn load_match(&mut self, name: &'static str, span: Span) -> Result<(), Problem> {
+    fn load_match(&mut self, kind: &'static Kind<Match>, span: Span) -> Result<(), Problem> {
         if self.loaded.len() == MATCHES_MAX {
             return Err(Problem::new(span, format!("more than {MATCHES_MAX} matches in one rule"), "one too many"));
         }
-        let value = match name {
-            "tcp" => Match::Tcp(TcpMatch::default()),
-            "udp" => Match::Udp(UdpMatch::default()),
-            "icmp" | "icmp6" => Match::Icmp(IcmpMatch { kind: 0, code: None, invert: false }),
-            "state" => Match::State(StateMatch { states: 0, invert: false }),
-            "conntrack" => Match::Conntrack(ConntrackMatch::default()),
-            "multiport" => {
-                Match::Multiport(MultiportMatch { side: MultiportSide::Either, invert: false, ports: Vec::new() })
-            }
-            "limit" => Match::Limit(LimitMatch { average: limit::AVERAGE_DEFAULT, burst: limit::BURST_DEFAULT }),
-            _ => Match::Comment(String::new()),
-        };
-        self.loaded.push(Loaded { name, span, value, seen: Vec::new() });
+        self.loaded.push(Loaded { kind, span, value: (kind.new)(self.scope.family), seen: Vec::new() });
         Ok(())
     }
 
     fn read_jump(&mut self, argument: &Token) -> Result<(), Problem> {
-        let name = argument.text.as_str();
-        let draft = match name {
-            "ACCEPT" => Draft::Plain(Target::Accept),
-            "DROP" => Draft::Plain(Target::Drop),
-            "RETURN" => Draft::Plain(Target::Return),
-            "REJECT" => Draft::Reject(RejectWith::default_for(self.scope.family)),
-            "LOG" => Draft::Log(LogTarget { prefix: String::new(), level: 4, flags: 0 }),
-            _ => Draft::Plain(Target::Jump(self.user_chain(argument, true)?)),
-        };
-        self.target = Some((draft, argument.span));
+        let (name, span) = (argument.text.as_str(), argument.span);
+        let plain = |value| Aim { kind: None, span, value, seen: Vec::new() };
+        self.aim = Some(match name {
+            "ACCEPT" => plain(Target::Accept),
+            "DROP" => plain(Target::Drop),
+            "RETURN" => plain(Target::Return),
+            _ => match known_kind(Target::KINDS, name, self.scope.family) {
+                Some(kind) if !kind.tables.contains(&self.scope.table) => {
+                    return Err(misplaced("target", name, kind.tables, self.scope.table, span));
+                }
+                Some(kind) => Aim { kind: Some(kind), span, value: (kind.new)(self.scope.family), seen: Vec::new() },
+                None => plain(Target::Jump(self.user_chain(argument, true)?)),
+            },
+        });
         Ok(())
     }
 
     fn read_goto(&mut self, argument: &Token) -> Result<(), Problem> {
-        let chain = self.user_chain(argument, false)?;
-        self.target = Some((Draft::Plain(Target::Goto(chain)), argument.span));
+        let value = Target::Goto(self.user_chain(argument, false)?);
+        self.aim = Some(Aim { kind: None, span: argument.span, value, seen: Vec::new() });
         Ok(())
     }
 
@@ -552,7 +448,7 @@ impl<'a> Reader<'a, '_, '_> {
         let name = argument.text.as_str();
         let span = argument.span;
         if let Some(index) = self.scope.chains.iter().position(|chain| chain == name) {
-            if index < rule::BUILTIN_CHAINS {
+            if index < self.scope.builtin {
                 return Err(Problem::new(
                     span,
                     format!("cannot jump to the built-in chain {name}"),
@@ -562,13 +458,14 @@ impl<'a> Reader<'a, '_, '_> {
             return Ok(index);
         }
         if names::TARGETS_NOT_COVERED.contains(&name) {
-            let covered = names::TARGETS.join(", ");
+            let covered = names_of(Target::KINDS, self.scope.family);
             return Err(Problem::new(span, format!("target `{name}` is not covered by this version"), "not covered")
-                .help(format!("covered are {covered} and the file's own chains")));
+                .help(format!("covered are ACCEPT, DROP, RETURN, {covered} and the file's own chains")));
         }
-        let chains = self.scope.chains.iter().skip(rule::BUILTIN_CHAINS).map(String::as_str);
+        let chains = self.scope.chains.iter().skip(self.scope.builtin).map(String::as_str);
+        let targets = ["ACCEPT", "DROP", "RETURN"].into_iter().chain(Target::KINDS.iter().map(|kind| kind.name));
         let near = match targets_too {
-            true => nearest(name, chains.chain(names::TARGETS.iter().copied())),
+            true => nearest(name, chains.chain(targets)),
             false => nearest(name, chains),
         };
         let what = if targets_too { "chain or target" } else { "chain" };
@@ -578,147 +475,61 @@ impl<'a> Reader<'a, '_, '_> {
         }))
     }
 
-    fn read_target_option(&mut self, opt: Opt, argument: &Token) -> Result<(), Problem> {
-        let family = self.scope.family;
-        match (&mut self.target, opt) {
-            (Some((Draft::Reject(with), _)), Opt::RejectWith) => *with = value::reject_with(argument, family)?,
-            (Some((Draft::Log(log), _)), Opt::LogLevel) => log.level = value::log_level(argument)?,
-            (Some((Draft::Log(log), _)), Opt::LogFlag(flag)) => log.flags |= flag,
-            (Some((Draft::Log(log), _)), Opt::LogPrefix) => {
-                log.prefix = value::log_prefix(argument)?;
-                if log.prefix.len() < argument.text.len() {
-                    let message = format!("the log prefix is cut to 29 bytes: `{}`", log.prefix);
-                    self.report.warn(Problem::new(argument.span, message, "too long"));
-                }
-            }
-            _ => unreachable!("{opt:?} is no option of this target"),
+    fn read_target_option(&mut self, id: u8, given: &Given<'_>) -> Result<(), Problem> {
+        let Some(aim) = &mut self.aim else { unreachable!("an option of no target") };
+        aim.value.read(id, given)?;
+        if let Some(problem) = aim.value.warning(id, given) {
+            self.report.warn(problem);
         }
         Ok(())
-    }
-
-    fn read_match_option(
-        &mut self,
-        index: usize,
-        opt: Opt,
-        name: &str,
-        argument: &Token,
-        invert: bool,
-    ) -> Result<(), Problem> {
-        let second = match opt {
-            Opt::TcpFlags => Some(self.take_argument(name, argument.span)?),
-            _ => None,
-        };
-        let family = self.scope.family;
-        if let (Match::Multiport(_), None) = (&self.loaded[index].value, self.multiport_proto()) {
-            return Err(Problem::new(
-                self.loaded[index].span,
-                "`-m multiport` needs a protocol with ports",
-                "no `-p` before",
-            )
-            .help("put `-p tcp`, `-p udp`, `-p udplite`, `-p sctp` or `-p dccp` before it"));
-        }
-        match &mut self.loaded[index].value {
-            Match::Tcp(tcp) => match opt {
-                Opt::Sport => tcp.sport = value::port_range(argument, invert)?,
-                Opt::Dport => tcp.dport = value::port_range(argument, invert)?,
-                Opt::TcpFlags => tcp.flags = value::tcp_flags(argument, second.unwrap_or(argument), invert)?,
-                Opt::TcpOption => tcp.option = Some(value::tcp_option(argument, invert)?),
-                _ => tcp.flags = value::syn(invert),
-            },
-            Match::Udp(udp) if opt == Opt::Sport => udp.sport = value::port_range(argument, invert)?,
-            Match::Udp(udp) => udp.dport = value::port_range(argument, invert)?,
-            Match::Icmp(icmp) => *icmp = value::icmp_type(argument, family, invert)?,
-            Match::State(state) => *state = StateMatch { states: value::states(argument, false)?, invert },
-            Match::Conntrack(ct) if opt == Opt::CtState => {
-                ct.state = Some(rule::BitMatch { bits: value::states(argument, true)?, invert });
-            }
-            Match::Conntrack(ct) => ct.status = Some(rule::BitMatch { bits: value::statuses(argument)?, invert }),
-            Match::Multiport(multiport) => {
-                let side = match opt {
-                    Opt::Sports => MultiportSide::Source,
-                    Opt::Dports => MultiportSide::Destination,
-                    _ => MultiportSide::Either,
-                };
-                *multiport = MultiportMatch { side, invert, ports: value::port_list(argument)? };
-            }
-            Match::Limit(limit) if opt == Opt::Limit => limit.average = value::limit_rate(argument)?,
-            Match::Limit(limit) => limit.burst = value::limit_burst(argument)?,
-            Match::Comment(comment) => *comment = value::comment(argument)?,
-        }
-        Ok(())
-    }
-
-    fn multiport_proto(&self) -> Option<u8> {
-        const DCCP: u8 = 33;
-        let (matched, _) = self.proto?;
-        let has_ports =
-            matches!(matched.number, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP | DCCP) && !matched.invert;
-        has_ports.then_some(matched.number)
     }
 
     /// The rules, once every option is read.
-    fn finish(mut self) -> Result<Vec<Rule>, Problem> {
+    fn finish(self) -> Result<Vec<Rule>, Problem> {
         if let Some(bang) = self.invert {
             return Err(Problem::new(bang, "`!` with nothing after it", "expected an option after this"));
         }
+        let Scope { family, table, .. } = *self.scope;
+        let mut rule = self.rule;
+        rule.match_spans = self.loaded.iter().map(|loaded| loaded.span).collect();
+        rule.matches = self.loaded.iter().map(|loaded| loaded.value.clone()).collect();
         for loaded in &self.loaded {
-            self.check_match(loaded)?;
-        }
-        self.rule.matches = self.loaded.into_iter().map(|loaded| loaded.value).collect();
-        if let Some((draft, span)) = self.target {
-            self.rule.target_span = span;
-            self.rule.target = match draft {
-                Draft::Plain(target) => target,
-                Draft::Log(log) => Target::Log(log),
-                Draft::Reject(with) => {
-                    let tcp = Some(ProtoMatch { number: proto::TCP, invert: false });
-                    if with == RejectWith::TcpReset && self.rule.proto != tcp {
-                        return Err(Problem::new(
-                            span,
-                            "`--reject-with tcp-reset` needs `-p tcp`",
-                            "only TCP can be reset",
-                        ));
-                    }
-                    Target::Reject(with)
-                }
-            };
-        }
-        Ok(spread(self.rule, &self.sources, &self.destinations))
-    }
-
-    fn check_match(&self, loaded: &Loaded) -> Result<(), Problem> {
-        let needs = match (loaded.name, self.scope.family) {
-            ("tcp", _) => Some((proto::TCP, "-p tcp")),
-            ("udp", _) => Some((proto::UDP, "-p udp")),
-            ("icmp", _) => Some((proto::ICMP, "-p icmp")),
-            ("icmp6", _) => Some((proto::ICMPV6, "-p ipv6-icmp")),
-            _ => None,
-        };
-        if let Some((number, wanted)) = needs
-            && self.rule.proto != Some(ProtoMatch { number, invert: false })
-        {
-            let message = format!("`-m {}` needs `{wanted}`", loaded.name);
-            return Err(Problem::new(loaded.span, message, format!("this rule has no `{wanted}`")));
-        }
-        let missing = match &loaded.value {
-            Match::Icmp(_) if loaded.seen.is_empty() => match_options(loaded.name)[0].0,
-            Match::State(_) if loaded.seen.is_empty() => "--state",
-            Match::Conntrack(_) if loaded.seen.is_empty() => "--ctstate",
-            Match::Multiport(_) if loaded.seen.is_empty() => "--dports",
-            Match::Comment(_) if loaded.seen.is_empty() => "--comment",
-            Match::Limit(limit) if limit.cost_and_cap().is_none() => {
-                return Err(Problem::new(
-                    loaded.span,
-                    "this limit is out of range: Linux refuses it",
-                    "rate times burst",
-                )
-                .help("take a smaller --limit-burst (but not 0), or a faster --limit"));
+            let whole = Whole { seen: &loaded.seen, span: loaded.span, family, table, rule: &rule };
+            loaded.value.check(&whole)?;
+            if let Some(why) = loaded.value.not_honoured() {
+                self.report.not_honoured(Problem::new(loaded.span, why, "understood, but it cannot be done here"));
             }
-            _ => return Ok(()),
-        };
-        let message = format!("`-m {}` needs `{missing}`", loaded.name);
-        Err(Problem::new(loaded.span, message, "no option given"))
+        }
+        if let Some(aim) = self.aim {
+            aim.value.check(&Whole { seen: &aim.seen, span: aim.span, family, table, rule: &rule })?;
+            if let Some(why) = aim.value.not_honoured() {
+                self.report.not_honoured(Problem::new(aim.span, why, "understood, but it cannot be done here"));
+            }
+            rule.target_span = aim.span;
+            rule.target = aim.value;
+        }
+        Ok(spread(rule, &self.sources, &self.destinations))
     }
+}
+
+/// Every spelling of every option.
+fn all_names(specs: &'static [OptionSpec]) -> impl Iterator<Item = &'static str> {
+    specs.iter().flat_map(|spec| spec.names.iter().copied())
+}
+
+fn known_kind<V>(kinds: &'static [Kind<V>], name: &str, family: Family) -> Option<&'static Kind<V>> {
+    kinds.iter().find(|kind| kind.name == name && kind.families.contains(&family))
+}
+
+fn names_of<V>(kinds: &[Kind<V>], family: Family) -> String {
+    let names: Vec<&str> = kinds.iter().filter(|kind| kind.families.contains(&family)).map(|kind| kind.name).collect();
+    names.join(", ")
+}
+
+fn misplaced(what: &str, name: &str, tables: &[TableName], here: TableName, span: Span) -> Problem {
+    let names: Vec<&str> = tables.iter().map(|table| table.name()).collect();
+    let message = format!("{what} `{name}` belongs into table {}", names.join(" or "));
+    Problem::new(span, message, format!("this is table {}", here.name()))
 }
 
 /// One rule for every pair of source and destination, sources outermost.
@@ -734,38 +545,25 @@ fn spread(rule: Rule, sources: &[AddrMatch], destinations: &[AddrMatch]) -> Vec<
     pairs.map(|(src, dst)| Rule { src, dst, ..rule.clone() }).collect()
 }
 
-const fn can_invert(opt: Opt) -> bool {
-    !matches!(
-        opt,
-        Opt::Match
-            | Opt::Jump
-            | Opt::Goto
-            | Opt::Limit
-            | Opt::LimitBurst
-            | Opt::Comment
-            | Opt::RejectWith
-            | Opt::LogPrefix
-            | Opt::LogLevel
-            | Opt::LogFlag(_)
-    )
-}
-
 /// What would have to stand before this option for it to be known.
 fn missing_owner(name: &str, family: Family) -> Option<String> {
-    let has = |specs: &[Spec]| specs.iter().any(|spec| spec.0 == name);
-    let icmp = if family == Family::V4 { ("icmp", "-p icmp") } else { ("icmp6", "-p ipv6-icmp") };
+    let has = |specs: &'static [OptionSpec]| all_names(specs).any(|full| full == name);
+    let known = |match_name| known_kind(Match::KINDS, match_name, family).is_some_and(|kind| has(kind.options));
     Some(match name {
-        _ if has(UDP) => "it needs `-p tcp` or `-p udp` before it".to_owned(),
-        _ if has(TCP) => "it needs `-p tcp` before it".to_owned(),
-        _ if has(match_options(icmp.0)) => format!("it needs `{}` before it", icmp.1),
-        _ if has(LOG) => "it belongs behind `-j LOG`".to_owned(),
-        "--reject-with" => "it belongs behind `-j REJECT`".to_owned(),
+        _ if known("udp") => "it needs `-p tcp` or `-p udp` before it".to_owned(),
+        _ if known("tcp") => "it needs `-p tcp` before it".to_owned(),
+        _ if known("icmp") => "it needs `-p icmp` before it".to_owned(),
+        _ if known("icmp6") => "it needs `-p ipv6-icmp` before it".to_owned(),
         "-t" | "--table" => "the table is named by a `*table` line".to_owned(),
         "-c" | "--set-counters" => "counters stand before the rule: `[packets:bytes] -A CHAIN`".to_owned(),
         "-4" | "--ipv4" | "-6" | "--ipv6" => "put the rules of each IP version into a file of its own".to_owned(),
         _ => {
-            let owner = names::MATCHES.iter().find(|&&candidate| has(match_options(candidate)))?;
-            format!("it needs `-m {owner}` before it")
+            let owns = |families: &[Family], options: &'static [OptionSpec]| families.contains(&family) && has(options);
+            if let Some(owner) = Match::KINDS.iter().find(|kind| owns(kind.families, kind.options)) {
+                return Some(format!("it needs `-m {}` before it", owner.name));
+            }
+            let owner = Target::KINDS.iter().find(|kind| owns(kind.families, kind.options))?;
+            format!("it belongs behind `-j {}`", owner.name)
         }
     })
 }

@@ -3,57 +3,59 @@
 //! Written after the kernel's functions rather than after the vector, with nothing precomputed: interface names are
 //! compared as names, headers are read from the frame's bytes, chains are a stack of places. It may allocate.
 
-use super::limit::{CREDITS_PER_JIFFY, jiffies};
-use super::log::LogRequest;
-use super::rule::{
-    AddrMatch, FORWARD, IcmpMatch, InterfaceMatch, Match, MultiportMatch, MultiportSide, Policy, Rule, Ruleset, Target,
-    TcpMatch, state,
-};
-use super::{Context, Decision, RuleCounters};
-use crate::conntrack::{CtInfo, CtStatus};
+use super::context::{Context, World};
+use super::extension::{Answer, Outcome};
+use super::matches::MatchState;
+use super::registry::Registry;
+use super::rule::{AddrMatch, BUILTIN, ChainIndex, InterfaceMatch, Policy, Rule, Ruleset};
+use super::targets::{Target, TargetState};
+use super::{Decision, RuleCounters};
 use crate::device::PortId;
 use crate::verdict::DropReason;
-use crate::wire::{Addr, Family, get_u16, ipv4, ipv6, proto};
+use crate::wire::{Addr, Family, ipv4, ipv6, proto};
 use std::collections::HashMap;
 
-/// Credit and last jiffy of each `limit`, by chain, rule and place in the rule.
-#[derive(Clone, Debug, Default)]
-pub struct Limits {
-    buckets: HashMap<(usize, usize, usize), (u64, u64)>,
+/// What matches and targets count and remember, by chain, rule and place in the rule.
+#[derive(Debug, Default)]
+pub struct Memory {
+    registry: Registry,
+    matches: HashMap<(usize, usize, usize), MatchState>,
+    targets: HashMap<(usize, usize), TargetState>,
 }
 
 /// A match needs bytes that are not there.
 struct Hotdrop;
 
-/// The rules' word on a packet, with the same effects on counters and the same calls of `log` as the vector's.
+/// A built-in chain's word on a packet, with the same effects as the vector's.
 pub fn evaluate(
     ruleset: &Ruleset,
-    context: &Context<'_>,
-    limits: &mut Limits,
+    entry: ChainIndex,
+    context: &mut Context<'_>,
+    world: &mut dyn World,
+    memory: &mut Memory,
     counters: &mut RuleCounters,
-    log: &mut dyn FnMut(&LogRequest<'_>),
 ) -> Decision {
-    let mut walk = Walk { ruleset, context, limits };
+    if !ruleset.has(BUILTIN[entry].0) {
+        return Decision::Accept;
+    }
     // Places to go on at: (chain, rule).
     let mut callers: Vec<(usize, usize)> = Vec::new();
-    let mut place = (FORWARD, 0);
+    let mut place = (entry, 0);
     loop {
         let (chain, index) = place;
         let rule = ruleset.chains[chain].rules.get(index);
         place.1 += 1;
         if let Some(rule) = rule {
-            match walk.matches(rule, chain, index) {
-                Err(Hotdrop) => return Decision::Drop(DropReason::RuleHotdrop),
-                Ok(false) => continue,
-                Ok(true) => counters.rules[ruleset.counter_index(chain, index)].count(context.packet.l3_len),
+            match (Walk { ruleset, context }).matches(rule, (chain, index), world, memory) {
+                Answer::Hotdrop => return Decision::Drop(DropReason::RuleHotdrop),
+                Answer::No => continue,
+                Answer::Yes => counters.rules[ruleset.counter_index(chain, index)].count(context.packet.l3_len),
             }
         }
         match rule.map(|rule| &rule.target) {
             Some(Target::Count) => {}
             Some(Target::Accept) => return Decision::Accept,
             Some(Target::Drop) => return Decision::Drop(DropReason::RuleDrop),
-            Some(Target::Reject(with)) => return Decision::Reject(*with),
-            Some(Target::Log(target)) => log(&LogRequest { log: target, context }),
             Some(Target::Jump(to)) => {
                 callers.push(place);
                 place = (*to, 0);
@@ -63,57 +65,48 @@ pub fn evaluate(
             Some(Target::Return) | None => match callers.pop() {
                 Some(caller) => place = caller,
                 None => {
-                    counters.policies[FORWARD].count(context.packet.l3_len);
-                    return match ruleset.chains[FORWARD].policy {
+                    counters.policies[entry].count(context.packet.l3_len);
+                    return match ruleset.chains[entry].policy {
                         Some(Policy::Drop) => Decision::Drop(DropReason::PolicyDrop),
                         _ => Decision::Accept,
                     };
                 }
             },
+            Some(target) => {
+                let Memory { registry, targets, .. } = memory;
+                let state = targets.entry((chain, index)).or_insert_with(|| target.state(registry));
+                match target.run(context, world, state) {
+                    Outcome::Continue => {}
+                    Outcome::Accept => return Decision::Accept,
+                    Outcome::Drop(reason) => return Decision::Drop(reason),
+                    Outcome::Reject(with) => return Decision::Reject(with),
+                }
+            }
         }
     }
 }
 
-struct Walk<'a> {
+struct Walk<'a, 'c> {
     ruleset: &'a Ruleset,
-    context: &'a Context<'a>,
-    limits: &'a mut Limits,
+    context: &'a Context<'c>,
 }
 
-impl Walk<'_> {
-    fn matches(&mut self, rule: &Rule, chain: usize, index: usize) -> Result<bool, Hotdrop> {
-        if !self.base(rule)? {
-            return Ok(false);
+impl Walk<'_, '_> {
+    fn matches(&self, rule: &Rule, place: (usize, usize), world: &dyn World, memory: &mut Memory) -> Answer {
+        match self.base(rule) {
+            Err(Hotdrop) => return Answer::Hotdrop,
+            Ok(false) => return Answer::No,
+            Ok(true) => {}
         }
-        for (place, matched) in rule.matches.iter().enumerate() {
-            let yes = match matched {
-                Match::Comment(_) => true,
-                Match::State(asked) => (self.state_bit() & asked.states != 0) != asked.invert,
-                Match::Conntrack(asked) => self.conntrack(asked),
-                Match::Tcp(asked) => self.tcp(asked)?,
-                Match::Udp(asked) => {
-                    let header = self.header(8)?;
-                    asked.sport.holds(get_u16(header, 0)) && asked.dport.holds(get_u16(header, 2))
-                }
-                Match::Icmp(asked) => self.icmp(asked)?,
-                Match::Multiport(asked) => self.multiport(asked)?,
-                Match::Limit(asked) => {
-                    let (cost, cap) = asked.cost_and_cap().unwrap_or((1, 0));
-                    let now = jiffies(self.context.now);
-                    let bucket = self.limits.buckets.entry((chain, index, place)).or_insert((u64::from(cap), now));
-                    let gained = now.saturating_sub(bucket.1) * u64::from(CREDITS_PER_JIFFY);
-                    bucket.0 = (bucket.0 + gained).min(u64::from(cap));
-                    bucket.1 = bucket.1.max(now);
-                    let enough = bucket.0 >= u64::from(cost);
-                    bucket.0 -= if enough { u64::from(cost) } else { 0 };
-                    enough
-                }
-            };
-            if !yes {
-                return Ok(false);
+        for (number, matched) in rule.matches.iter().enumerate() {
+            let Memory { registry, matches, .. } = memory;
+            let state = matches.entry((place.0, place.1, number)).or_insert_with(|| matched.state(registry));
+            let answer = matched.test(self.context, world, state);
+            if answer != Answer::Yes {
+                return answer;
             }
         }
-        Ok(true)
+        Answer::Yes
     }
 
     /// `ip_packet_match`, `ip6_packet_match`.
@@ -123,7 +116,7 @@ impl Walk<'_> {
             Family::V4 => (ipv4::src(ip), ipv4::dst(ip)),
             Family::V6 => (ipv6::src(ip), ipv6::dst(ip)),
         };
-        let ports = self.interface(&rule.in_interface, self.context.in_port)
+        let ports = self.interface(&rule.in_interface, Some(self.context.in_port))
             && self.interface(&rule.out_interface, self.context.out_port);
         if !(ports && address(&rule.src, src) && address(&rule.dst, dst)) {
             return Ok(false);
@@ -137,8 +130,8 @@ impl Walk<'_> {
         Ok(rule.fragment != Some(false))
     }
 
-    fn interface(&self, asked: &Option<InterfaceMatch>, port: PortId) -> bool {
-        let name = self.ruleset.ports.get(port.index()).map_or("", String::as_str);
+    fn interface(&self, asked: &Option<InterfaceMatch>, port: Option<PortId>) -> bool {
+        let name = port.and_then(|port| self.ruleset.ports.get(port.index())).map_or("", String::as_str);
         asked.as_ref().is_none_or(|asked| asked.covers(name) != asked.invert)
     }
 
@@ -155,79 +148,6 @@ impl Walk<'_> {
             next = header[0];
         }
         Ok(next)
-    }
-
-    /// The first `length` bytes after the IP header.
-    fn header(&self, length: usize) -> Result<&[u8], Hotdrop> {
-        self.context.packet.l4_bytes(self.context.frame).get(..length).ok_or(Hotdrop)
-    }
-
-    fn state_bit(&self) -> u16 {
-        self.context.info.state_bit()
-    }
-
-    fn conntrack(&self, asked: &super::rule::ConntrackMatch) -> bool {
-        let mut bits = self.state_bit();
-        let untracked = [CtInfo::Invalid, CtInfo::Untracked].contains(&self.context.info);
-        if !untracked {
-            bits |= if self.context.status.any(CtStatus::SRC_NAT) { state::SNAT } else { 0 };
-            bits |= if self.context.status.any(CtStatus::DST_NAT) { state::DNAT } else { 0 };
-        }
-        if let Some(state) = asked.state
-            && (bits & state.bits != 0) == state.invert
-        {
-            return false;
-        }
-        if untracked {
-            return asked.state.is_some();
-        }
-        asked.status.is_none_or(|status| (self.context.status.0 & status.bits != 0) != status.invert)
-    }
-
-    fn tcp(&self, asked: &TcpMatch) -> Result<bool, Hotdrop> {
-        let header = self.header(20)?;
-        if !asked.sport.holds(get_u16(header, 0)) || !asked.dport.holds(get_u16(header, 2)) {
-            return Ok(false);
-        }
-        if (header[13] & asked.flags.mask == asked.flags.comp) == asked.flags.invert {
-            return Ok(false);
-        }
-        let Some(wanted) = asked.option else { return Ok(true) };
-        let length = usize::from(header[12] >> 4) * 4;
-        if length < 20 {
-            return Err(Hotdrop);
-        }
-        let options = &self.header(length)?[20..];
-        let mut at = 0;
-        while at < options.len() {
-            if options[at] == wanted.kind {
-                return Ok(!wanted.invert);
-            }
-            at += match options[at] {
-                0 | 1 => 1,
-                _ => usize::from(*options.get(at + 1).unwrap_or(&1)).max(1),
-            };
-        }
-        Ok(wanted.invert)
-    }
-
-    fn icmp(&self, asked: &IcmpMatch) -> Result<bool, Hotdrop> {
-        let header = self.header(8)?;
-        let same = header[0] == asked.kind && asked.code.is_none_or(|code| code == header[1]);
-        let any = self.ruleset.family == Family::V4 && asked.kind == 255;
-        Ok((same || any) != asked.invert)
-    }
-
-    fn multiport(&self, asked: &MultiportMatch) -> Result<bool, Hotdrop> {
-        let header = self.header(4)?;
-        let holds = |port| asked.ports.iter().any(|&(low, high)| (low..=high).contains(&port));
-        let (source, destination) = (holds(get_u16(header, 0)), holds(get_u16(header, 2)));
-        let found = match asked.side {
-            MultiportSide::Source => source,
-            MultiportSide::Destination => destination,
-            MultiportSide::Either => source || destination,
-        };
-        Ok(found != asked.invert)
     }
 }
 

@@ -1,22 +1,14 @@
 //! The lines of an `iptables-save` file: tables, chains with policies, rules, COMMIT.
 //!
-//! Reads every line, whatever was wrong with the lines before, so that all bad lines are reported at once. The filter
-//! table becomes chains; the other tables may be there but may not say anything.
+//! Reads every line, whatever was wrong with the lines before, so that all bad lines are reported at once. While a table is
+//! read its chains are numbered in order of declaration, built-in ones first; at the end all tables' chains become one list.
 
 use super::diagnostic::{Problem, Report, Span, nearest};
 use super::option::{Scope, read_rule};
-use super::rule::{BUILTIN_CHAINS, Chain, Policy, Rule};
+use super::rule::{BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, Hook, Policy, TableName};
+use super::targets::Target;
 use super::token::{Token, tokenize};
 use crate::wire::Family;
-
-/// Tables and their built-in chains.
-const TABLES: &[(&str, &[&str])] = &[
-    ("filter", &["INPUT", "FORWARD", "OUTPUT"]),
-    ("raw", &["PREROUTING", "OUTPUT"]),
-    ("mangle", &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"]),
-    ("nat", &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"]),
-    ("security", &["INPUT", "FORWARD", "OUTPUT"]),
-];
 
 /// Longest name of a user chain in bytes.
 const CHAIN_NAME_MAX: usize = 28;
@@ -25,22 +17,23 @@ const CHAIN_NAME_MAX: usize = 28;
 #[derive(Debug)]
 pub(super) struct Parsed {
     pub(super) chains: Vec<Chain>,
-    pub(super) empty_tables: Vec<String>,
-    pub(super) has_filter: bool,
+    /// In the file's order.
+    pub(super) tables: Vec<TableName>,
 }
 
-/// A table being read.
+/// A table being read. Targets name chains by their place in `chains`.
 struct Table {
-    name: &'static str,
-    builtin: &'static [&'static str],
+    name: TableName,
     span: Span,
-    chains: Vec<String>,
-    bodies: Vec<Chain>,
+    /// How many of the chains are built in.
+    builtin: usize,
+    names: Vec<String>,
+    chains: Vec<Chain>,
 }
 
 /// Reads the whole file. Problems go to `report`.
 pub(super) fn parse(text: &str, family: Family, report: &mut Report<'_>) -> Parsed {
-    let mut parser = Parser { family, report, table: None, seen: Vec::new(), filter: None, skipping: false };
+    let mut parser = Parser { family, report, table: None, seen: Vec::new(), done: Vec::new(), skipping: false };
     let mut at = 0;
     for line in text.split('\n') {
         if let Err(problem) = parser.line(line, at) {
@@ -49,29 +42,36 @@ pub(super) fn parse(text: &str, family: Family, report: &mut Report<'_>) -> Pars
         at += line.len() + 1;
     }
     if let Some(table) = parser.table.take() {
-        let message = format!("table {} has no COMMIT", table.name);
+        let message = format!("table {} has no COMMIT", table.name.name());
         parser.report.error(
             Problem::new(table.span, message, "begins here")
                 .help("end it with a line `COMMIT`; is the file cut short?"),
         );
-        parser.close(table);
+        parser.done.push(table);
     }
-    let has_filter = parser.filter.is_some();
-    let chains = sorted(parser.filter.unwrap_or_else(|| Table::new("filter", TABLES[0].1, Span::default()).bodies));
-    let empty_tables = parser.seen.into_iter().filter(|name| *name != "filter").map(str::to_owned).collect();
-    Parsed { chains, empty_tables, has_filter }
+    Parsed { chains: flatten(parser.done), tables: parser.seen }
+}
+
+/// Places in [`BUILTIN`] of a table's built-in chains, in its order.
+fn builtin_of(table: TableName) -> impl Iterator<Item = (ChainIndex, Hook)> {
+    BUILTIN.iter().enumerate().filter(move |(_, chain)| chain.0 == table).map(|(index, chain)| (index, chain.1))
+}
+
+fn blank_chain(name: &str, table: TableName, policy: Option<Policy>) -> Chain {
+    Chain { name: name.to_owned(), table, policy, rules: Vec::new(), span: Span::default() }
 }
 
 impl Table {
-    fn new(name: &'static str, builtin: &'static [&'static str], span: Span) -> Table {
-        let body = |name: &&str| Chain {
-            name: (*name).to_owned(),
-            policy: Some(Policy::Accept),
-            rules: Vec::new(),
-            span: Span::default(),
-        };
-        let chains = builtin.iter().map(|&name| name.to_owned()).collect();
-        Table { name, builtin, span, chains, bodies: builtin.iter().map(body).collect() }
+    fn new(name: TableName, span: Span) -> Table {
+        let accept = Some(Policy::Accept);
+        let chains: Vec<Chain> =
+            builtin_of(name).map(|(_, hook)| blank_chain(hook.chain_name(), name, accept)).collect();
+        let names = chains.iter().map(|chain| chain.name.clone()).collect();
+        Table { name, span, builtin: chains.len(), names, chains }
+    }
+
+    fn hook(&self, index: usize) -> Option<Hook> {
+        builtin_of(self.name).nth(index).map(|(_, hook)| hook)
     }
 }
 
@@ -80,8 +80,9 @@ struct Parser<'r, 't> {
     report: &'r mut Report<'t>,
     table: Option<Table>,
     /// Tables seen so far.
-    seen: Vec<&'static str>,
-    filter: Option<Vec<Chain>>,
+    seen: Vec<TableName>,
+    /// Tables read.
+    done: Vec<Table>,
     /// Inside a table that is unknown: its lines are not looked at.
     skipping: bool,
 }
@@ -118,16 +119,16 @@ impl Parser<'_, '_> {
 
     fn begin(&mut self, name: &str, span: Span) -> Result<(), Problem> {
         if let Some(table) = self.table.take() {
-            let message = format!("table {} has no COMMIT", table.name);
+            let message = format!("table {} has no COMMIT", table.name.name());
             self.report.error(
                 Problem::new(span, message, "the next table begins here").help("put a line `COMMIT` before this one"),
             );
-            self.close(table);
+            self.done.push(table);
         }
         self.skipping = true;
-        let Some(&(known, builtin)) = TABLES.iter().find(|table| table.0 == name) else {
-            let near = nearest(name, TABLES.iter().map(|table| table.0));
-            let names: Vec<&str> = TABLES.iter().map(|table| table.0).collect();
+        let Some(&known) = TableName::ALL.iter().find(|table| table.name() == name) else {
+            let names: Vec<&str> = TableName::ALL.iter().map(|table| table.name()).collect();
+            let near = nearest(name, names.iter().copied());
             return Err(Problem::new(span, format!("unknown table `{}`", name.escape_debug()), "no such table").help(
                 near.map_or_else(
                     || format!("tables are {}", names.join(", ")),
@@ -136,29 +137,24 @@ impl Parser<'_, '_> {
             ));
         };
         if self.seen.contains(&known) {
-            return Err(Problem::new(span, format!("table {known} appears twice"), "begun before")
+            let message = format!("table {} appears twice", known.name());
+            return Err(Problem::new(span, message, "begun before")
                 .help("iptables-restore would throw the first one away; keep one of them"));
         }
         self.seen.push(known);
         self.skipping = false;
-        self.table = Some(Table::new(known, builtin, span));
+        self.table = Some(Table::new(known, span));
         Ok(())
     }
 
     fn commit(&mut self, span: Span) -> Result<(), Problem> {
         match self.table.take() {
-            Some(table) => self.close(table),
+            Some(table) => self.done.push(table),
             None if self.skipping => {}
             None => return Err(Problem::new(span, "COMMIT without a table", "no `*table` line before it")),
         }
         self.skipping = false;
         Ok(())
-    }
-
-    fn close(&mut self, table: Table) {
-        if table.name == "filter" {
-            self.filter = Some(table.bodies);
-        }
     }
 
     /// `:NAME POLICY [packets:bytes]`
@@ -168,25 +164,25 @@ impl Parser<'_, '_> {
             return Err(Problem::new(span, "a chain line without a name", "expected `:NAME POLICY [0:0]`"));
         };
         let Some(table) = &mut self.table else { return Ok(()) };
-        let builtin = table.builtin.iter().position(|&builtin| builtin == name.text);
         // The chain is there even when its line is wrong, so that its rules are not reported too.
-        let index = match (builtin, table.chains.iter().position(|chain| *chain == name.text)) {
-            (Some(index), _) => index,
-            (None, Some(_)) => {
+        let index = match table.names.iter().position(|chain| *chain == name.text) {
+            Some(index) if index < table.builtin => index,
+            Some(_) => {
                 return Err(Problem::new(
                     name.span,
                     format!("chain {} is declared twice", name.text),
                     "declared before",
                 ));
             }
-            (None, None) => {
-                table.chains.push(name.text.clone());
-                table.bodies.push(Chain { name: name.text.clone(), policy: None, rules: Vec::new(), span: name.span });
-                table.chains.len() - 1
+            None => {
+                table.names.push(name.text.clone());
+                table.chains.push(blank_chain(&name.text, table.name, None));
+                table.names.len() - 1
             }
         };
-        table.bodies[index].span = name.span;
-        if builtin.is_none() {
+        table.chains[index].span = name.span;
+        let builtin = index < table.builtin;
+        if !builtin {
             check_chain_name(&name)?;
         }
         let Some(policy) = words.next() else {
@@ -195,9 +191,9 @@ impl Parser<'_, '_> {
                 format!("chain {} has no policy", name.text),
                 "expected a policy after it",
             )
-            .help(if builtin.is_some() { "ACCEPT or DROP" } else { "`-` for a user chain" }));
+            .help(if builtin { "ACCEPT or DROP" } else { "`-` for a user chain" }));
         };
-        table.bodies[index].policy = chain_policy(table.name, &name.text, builtin.is_some(), &policy)?;
+        table.chains[index].policy = chain_policy(table.name, &name.text, builtin, &policy)?;
         if let Some(counters) = words.next() {
             check_counters(&counters)?;
         }
@@ -230,22 +226,23 @@ impl Parser<'_, '_> {
             return Err(Problem::new(command.span, "`-A` needs a chain", "the line ends here"));
         };
         let Some(table) = &mut self.table else { return Ok(()) };
-        let Some(index) = table.chains.iter().position(|name| *name == chain.text) else {
-            let near = nearest(&chain.text, table.chains.iter().map(String::as_str));
-            let message = format!("table {} has no chain `{}`", table.name, chain.text);
+        let Some(index) = table.names.iter().position(|name| *name == chain.text) else {
+            let near = nearest(&chain.text, table.names.iter().map(String::as_str));
+            let message = format!("table {} has no chain `{}`", table.name.name(), chain.text);
             return Err(Problem::new(chain.span, message, "not declared before this line").help(near.map_or_else(
                 || format!("declare it above with `:{} - [0:0]`", chain.text),
                 |near| format!("did you mean `{near}`?"),
             )));
         };
-        if table.name != "filter" {
-            let message = format!("rules in table {} are not covered by this version", table.name);
-            return Err(Problem::new(Span::new(command.span.start, span.end), message, "not covered")
-                .help("this version evaluates the filter table only"));
-        }
-        let scope = Scope { family: self.family, chains: &table.chains, chain: index };
+        let scope = Scope {
+            family: self.family,
+            table: table.name,
+            chains: &table.names,
+            builtin: table.builtin,
+            hook: table.hook(index),
+        };
         let rules = read_rule(&scope, options, Span::new(command.span.start, span.end), self.report)?;
-        table.bodies[index].rules.extend(rules);
+        table.chains[index].rules.extend(rules);
         Ok(())
     }
 }
@@ -267,21 +264,23 @@ fn check_chain_name(name: &Token) -> Result<(), Problem> {
         text if text.len() > CHAIN_NAME_MAX => bad("longer than 28 bytes"),
         text if text.starts_with(['-', '!']) => bad("may not begin with `-` or `!`"),
         text if text.contains([' ', '\t', '"']) => bad("no blanks or quotes in a name"),
-        text if super::names::TARGETS.iter().chain(super::names::TARGETS_NOT_COVERED).any(|&target| target == text) => {
-            bad("a target is called so")
-        }
+        text if is_target(text) => bad("a target is called so"),
         _ => Ok(()),
     }
 }
 
-fn chain_policy(table: &str, chain: &str, builtin: bool, policy: &Token) -> Result<Option<Policy>, Problem> {
-    let accepts_only = table != "filter";
+fn is_target(name: &str) -> bool {
+    let known = Target::KINDS.iter().any(|kind| kind.name == name);
+    known || matches!(name, "ACCEPT" | "DROP" | "RETURN") || super::names::TARGETS_NOT_COVERED.contains(&name)
+}
+
+fn chain_policy(table: TableName, chain: &str, builtin: bool, policy: &Token) -> Result<Option<Policy>, Problem> {
     match (policy.text.as_str(), builtin) {
         ("-", false) => Ok(None),
         ("ACCEPT", true) => Ok(Some(Policy::Accept)),
-        ("DROP", true) if accepts_only => {
-            let message = format!("policy DROP in table {table} is not covered by this version");
-            Err(Problem::new(policy.span, message, "not covered").help("use the filter table's policy"))
+        ("DROP", true) if table == TableName::Nat => {
+            Err(Problem::new(policy.span, "the nat table takes no policy DROP", "not a place to drop")
+                .help("use the filter table's policy"))
         }
         ("DROP", true) => Ok(Some(Policy::Drop)),
         (_, true) => Err(Problem::new(policy.span, format!("bad policy `{}`", policy.text), "expected ACCEPT or DROP")),
@@ -303,26 +302,31 @@ fn check_counters(token: &Token) -> Result<(), Problem> {
     }
 }
 
-/// Built-in chains first, user chains by name, as `iptables-save` prints them; targets follow.
-fn sorted(mut chains: Vec<Chain>) -> Vec<Chain> {
-    let mut order: Vec<usize> = (0..chains.len()).collect();
-    order[BUILTIN_CHAINS..].sort_by(|&a, &b| chains[a].name.cmp(&chains[b].name));
-    let mut place = vec![0; chains.len()];
-    for (new, &old) in order.iter().enumerate() {
-        place[old] = new;
+/// All tables' chains as one list, as in [`super::Ruleset::chains`]; targets follow.
+fn flatten(tables: Vec<Table>) -> Vec<Chain> {
+    let mut chains: Vec<Chain> =
+        BUILTIN.iter().map(|&(table, hook)| blank_chain(hook.chain_name(), table, Some(Policy::Accept))).collect();
+    let mut user: Vec<(TableName, String)> = Vec::new();
+    for table in &tables {
+        user.extend(table.names[table.builtin..].iter().map(|name| (table.name, name.clone())));
     }
-    for rule in chains.iter_mut().flat_map(|chain| &mut chain.rules) {
-        retarget(rule, &place);
+    user.sort();
+    chains.extend(user.iter().map(|(table, name)| blank_chain(name, *table, None)));
+    for table in tables {
+        let builtin: Vec<ChainIndex> = builtin_of(table.name).map(|(index, _)| index).collect();
+        let of_user = table.names[table.builtin..].iter().map(|name| {
+            let key = (table.name, name.clone());
+            BUILTIN_CHAINS + user.binary_search(&key).unwrap_or_else(|_| unreachable!("it was put there"))
+        });
+        let places: Vec<ChainIndex> = builtin.into_iter().chain(of_user).collect();
+        for (mut chain, &place) in table.chains.into_iter().zip(&places) {
+            for rule in &mut chain.rules {
+                if let Target::Jump(to) | Target::Goto(to) = &mut rule.target {
+                    *to = places[*to];
+                }
+            }
+            chains[place] = chain;
+        }
     }
-    let mut keyed: Vec<(usize, Chain)> =
-        chains.into_iter().enumerate().map(|(old, chain)| (place[old], chain)).collect();
-    keyed.sort_by_key(|&(new, _)| new);
-    keyed.into_iter().map(|(_, chain)| chain).collect()
-}
-
-fn retarget(rule: &mut Rule, place: &[usize]) {
-    use super::rule::Target::{Goto, Jump};
-    if let Jump(chain) | Goto(chain) = &mut rule.target {
-        *chain = place[*chain];
-    }
+    chains
 }

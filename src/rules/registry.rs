@@ -2,4 +2,4 @@
 
 /// Tables that several rules share by name (hashlimit, recent, sets); one for a whole policy, both IP versions.
 #[derive(Debug, Default)]
-pub(super) struct Registry {}
+pub struct Registry {}

@@ -1,21 +1,25 @@
-//! Typed rules back to text: what `iptables-save` (and `-c`) prints for the filter table.
+//! Typed rules back to text: what `iptables-save` (and `-c`) prints.
 
+use super::matches::PortRange;
 use super::names;
-use super::rule::{
-    AddrMatch, BitMatch, Chain, IcmpMatch, InterfaceMatch, LogTarget, Match, MultiportMatch, MultiportSide, Policy,
-    PortRange, Rule, Ruleset, Target, TcpMatch, log_flags,
-};
+use super::rule::{AddrMatch, Chain, InterfaceMatch, Policy, Rule, Ruleset, TableName};
+use super::targets::Target;
 use super::{Counter, RuleCounters};
 use crate::wire::{Addr, Family};
 use core::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// The filter table as `iptables-save` prints it, without its comment lines. With `counters`, as `iptables-save -c`.
+/// All tables as `iptables-save` prints them, without its comment lines. With `counters`, as `iptables-save -c`.
 ///
 /// Loading the text again gives an equal ruleset.
 pub fn save(ruleset: &Ruleset, counters: Option<&RuleCounters>) -> String {
-    let mut out = String::from("*filter\n");
-    for (index, chain) in ruleset.chains.iter().enumerate() {
+    ruleset.tables.iter().map(|&table| save_table(ruleset, table, counters)).collect()
+}
+
+/// One table of it.
+pub fn save_table(ruleset: &Ruleset, table: TableName, counters: Option<&RuleCounters>) -> String {
+    let mut out = format!("*{}\n", table.name());
+    for (index, chain) in ruleset.chains_of(table) {
         let policy = match chain.policy {
             None => "-",
             Some(Policy::Accept) => "ACCEPT",
@@ -24,22 +28,29 @@ pub fn save(ruleset: &Ruleset, counters: Option<&RuleCounters>) -> String {
         let counter = counters.and_then(|counters| counters.policy(index)).unwrap_or_default();
         push(&mut out, format_args!(":{} {policy} {}\n", chain.name, bracketed(counter)));
     }
-    let mut number = 0;
-    for chain in &ruleset.chains {
-        for rule in &chain.rules {
+    for (index, chain) in ruleset.chains_of(table) {
+        let first = ruleset.counter_index(index, 0);
+        for (number, rule) in chain.rules.iter().enumerate() {
             if let Some(counters) = counters {
-                push(&mut out, format_args!("{} ", bracketed(counters.rule(number).unwrap_or_default())));
+                push(&mut out, format_args!("{} ", bracketed(counters.rule(first + number).unwrap_or_default())));
             }
-            number += 1;
-            save_rule(&mut out, ruleset.family, &chain.name, rule, &ruleset.chains);
+            out.push_str(&rule_text(ruleset.family, &chain.name, rule, &ruleset.chains));
+            out.push('\n');
         }
     }
     out.push_str("COMMIT\n");
     out
 }
 
+/// One rule as `iptables-save` prints it, without its counters.
+pub fn rule_text(family: Family, chain: &str, rule: &Rule, chains: &[Chain]) -> String {
+    let mut out = String::new();
+    save_rule(&mut out, family, chain, rule, chains);
+    out
+}
+
 /// Writing to a `String` cannot fail.
-fn push(out: &mut String, args: core::fmt::Arguments<'_>) {
+pub(super) fn push(out: &mut String, args: core::fmt::Arguments<'_>) {
     out.write_fmt(args).unwrap_or_default();
 }
 
@@ -47,7 +58,7 @@ fn bracketed(counter: Counter) -> String {
     format!("[{}:{}]", counter.packets, counter.bytes)
 }
 
-const fn bang(invert: bool) -> &'static str {
+pub(super) const fn bang(invert: bool) -> &'static str {
     if invert { " !" } else { "" }
 }
 
@@ -67,10 +78,18 @@ fn save_rule(out: &mut String, family: Family, chain: &str, rule: &Rule, chains:
         push(out, format_args!("{} -f", bang(invert)));
     }
     for matched in &rule.matches {
-        save_match(out, matched, family);
+        push(out, format_args!(" -m {}", matched.name()));
+        matched.save(out, family);
     }
-    save_target(out, &rule.target, chains);
-    out.push('\n');
+    match &rule.target {
+        Target::Count => {}
+        Target::Jump(chain) => push(out, format_args!(" -j {}", chains[*chain].name)),
+        Target::Goto(chain) => push(out, format_args!(" -g {}", chains[*chain].name)),
+        target => {
+            push(out, format_args!(" -j {}", target.name()));
+            target.save(out, family);
+        }
+    }
 }
 
 /// An interface name is printed bare, as iptables does; one that would not read back so is quoted.
@@ -84,7 +103,7 @@ fn save_address(out: &mut String, option: &str, matched: &Option<AddrMatch>, fam
     push(out, format_args!("{} {option} {}/{}", bang(*invert), address_text(*net, family), mask_text(*mask, family)));
 }
 
-fn address_text(addr: Addr, family: Family) -> String {
+pub(super) fn address_text(addr: Addr, family: Family) -> String {
     match family {
         Family::V4 => Ipv4Addr::from(addr.v4_bits()).to_string(),
         // As glibc's inet_ntop: an IPv4-compatible address ends in dotted form.
@@ -96,7 +115,7 @@ fn address_text(addr: Addr, family: Family) -> String {
 }
 
 /// The prefix length, or the mask itself when it is not contiguous.
-fn mask_text(mask: Addr, family: Family) -> String {
+pub(super) fn mask_text(mask: Addr, family: Family) -> String {
     let bits = mask.bits() << (128 - u32::from(family.bits()));
     match bits.leading_ones() == bits.count_ones() {
         true => bits.count_ones().to_string(),
@@ -104,51 +123,7 @@ fn mask_text(mask: Addr, family: Family) -> String {
     }
 }
 
-fn save_match(out: &mut String, matched: &Match, family: Family) {
-    match matched {
-        Match::Tcp(tcp) => save_tcp(out, tcp),
-        Match::Udp(udp) => {
-            out.push_str(" -m udp");
-            save_ports(out, &udp.sport, &udp.dport);
-        }
-        Match::Icmp(icmp) => save_icmp(out, icmp, family),
-        Match::State(asked) => {
-            push(out, format_args!(" -m state{} --state {}", bang(asked.invert), words(names::STATES, asked.states)));
-        }
-        Match::Conntrack(asked) => {
-            out.push_str(" -m conntrack");
-            for (option, known, asked) in
-                [("--ctstate", names::STATES, asked.state), ("--ctstatus", names::STATUSES, asked.status)]
-            {
-                if let Some(BitMatch { bits, invert }) = asked {
-                    push(out, format_args!("{} {option} {}", bang(invert), words(known, bits)));
-                }
-            }
-        }
-        Match::Multiport(asked) => save_multiport(out, asked),
-        Match::Limit(limit) => {
-            push(out, format_args!(" -m limit --limit {}", limit.rate()));
-            if limit.burst != super::limit::BURST_DEFAULT {
-                push(out, format_args!(" --limit-burst {}", limit.burst));
-            }
-        }
-        Match::Comment(text) => push(out, format_args!(" -m comment --comment {}", string_text(text))),
-    }
-}
-
-fn save_tcp(out: &mut String, tcp: &TcpMatch) {
-    out.push_str(" -m tcp");
-    save_ports(out, &tcp.sport, &tcp.dport);
-    if let Some(option) = tcp.option {
-        push(out, format_args!("{} --tcp-option {}", bang(option.invert), option.kind));
-    }
-    if tcp.flags.mask != 0 || tcp.flags.comp != 0 || tcp.flags.invert {
-        let (mask, comp) = (flag_words(tcp.flags.mask), flag_words(tcp.flags.comp));
-        push(out, format_args!("{} --tcp-flags {mask} {comp}", bang(tcp.flags.invert)));
-    }
-}
-
-fn save_ports(out: &mut String, sport: &PortRange, dport: &PortRange) {
+pub(super) fn save_ports(out: &mut String, sport: &PortRange, dport: &PortRange) {
     for (option, range) in [("--sport", sport), ("--dport", dport)] {
         if *range != PortRange::ANY {
             push(out, format_args!("{} {option} {}", bang(range.invert), range_text(range.low, range.high)));
@@ -156,80 +131,23 @@ fn save_ports(out: &mut String, sport: &PortRange, dport: &PortRange) {
     }
 }
 
-fn range_text(low: u16, high: u16) -> String {
+pub(super) fn range_text(low: u16, high: u16) -> String {
     if low == high { low.to_string() } else { format!("{low}:{high}") }
 }
 
-fn save_icmp(out: &mut String, icmp: &IcmpMatch, family: Family) {
-    let (name, option) = match family {
-        Family::V4 => ("icmp", "--icmp-type"),
-        Family::V6 => ("icmp6", "--icmpv6-type"),
-    };
-    let kind = match (family, icmp.kind, icmp.code) {
-        (Family::V4, 255, _) => "any".to_owned(),
-        (_, kind, None) => kind.to_string(),
-        (_, kind, Some(code)) => format!("{kind}/{code}"),
-    };
-    push(out, format_args!(" -m {name}{} {option} {kind}", bang(icmp.invert)));
-}
-
-fn save_multiport(out: &mut String, asked: &MultiportMatch) {
-    let option = match asked.side {
-        MultiportSide::Source => "--sports",
-        MultiportSide::Destination => "--dports",
-        MultiportSide::Either => "--ports",
-    };
-    let ports: Vec<String> = asked.ports.iter().map(|&(low, high)| range_text(low, high)).collect();
-    push(out, format_args!(" -m multiport{} {option} {}", bang(asked.invert), ports.join(",")));
-}
-
-fn save_target(out: &mut String, target: &Target, chains: &[Chain]) {
-    match target {
-        Target::Count => {}
-        Target::Accept => out.push_str(" -j ACCEPT"),
-        Target::Drop => out.push_str(" -j DROP"),
-        Target::Return => out.push_str(" -j RETURN"),
-        Target::Reject(with) => push(out, format_args!(" -j REJECT --reject-with {}", with.name())),
-        Target::Jump(chain) => push(out, format_args!(" -j {}", chains[*chain].name)),
-        Target::Goto(chain) => push(out, format_args!(" -g {}", chains[*chain].name)),
-        Target::Log(log) => save_log(out, log),
-    }
-}
-
-fn save_log(out: &mut String, log: &LogTarget) {
-    out.push_str(" -j LOG");
-    if !log.prefix.is_empty() {
-        push(out, format_args!(" --log-prefix {}", string_text(&log.prefix)));
-    }
-    if log.level != 4 {
-        push(out, format_args!(" --log-level {}", log.level));
-    }
-    for (flag, option) in [
-        (log_flags::TCP_SEQUENCE, " --log-tcp-sequence"),
-        (log_flags::TCP_OPTIONS, " --log-tcp-options"),
-        (log_flags::IP_OPTIONS, " --log-ip-options"),
-        (log_flags::UID, " --log-uid"),
-        (log_flags::MACDECODE, " --log-macdecode"),
-    ] {
-        if log.flags & flag != 0 {
-            out.push_str(option);
-        }
-    }
-}
-
 /// Names of the bits that are set; the name of no bit when none is.
-fn words(known: &[(&str, u16)], bits: u16) -> String {
+pub(super) fn words(known: &[(&str, u16)], bits: u16) -> String {
     let set: Vec<&str> = known.iter().filter(|entry| entry.1 & bits != 0).map(|entry| entry.0).collect();
     if set.is_empty() { "NONE".to_owned() } else { set.join(",") }
 }
 
-fn flag_words(flags: u8) -> String {
+pub(super) fn flag_words(flags: u8) -> String {
     let set: Vec<&str> = names::TCP_FLAGS.iter().filter(|entry| entry.1 & flags != 0).map(|entry| entry.0).collect();
     if set.is_empty() { "NONE".to_owned() } else { set.join(",") }
 }
 
 /// A string argument: quoted unless all of it is letters, digits, `_` and `-` (`xtables_save_string`).
-fn string_text(text: &str) -> String {
+pub(super) fn string_text(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     match !text.is_empty() && text.bytes().all(plain) {
         true => text.to_owned(),

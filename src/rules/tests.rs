@@ -1,6 +1,10 @@
 //! Tests of the whole room: what is read and refused, vector against oracle, text to rules and back.
 
 use super::*;
+use crate::conntrack::{CtInfo, CtStatus, Template};
+use crate::device::PortId;
+use crate::packet::Packet;
+use crate::time::Instant;
 use crate::time::SECOND_NS;
 use generator::{Allowed, Shape, Version};
 use proptest::prelude::*;
@@ -292,7 +296,7 @@ const REFUSED_V4: &[(&str, &str, &str)] = &[
     ("-A FORWARD -m state --state NEW --state ESTABLISHED -j ACCEPT", "--state", "twice"),
     ("-A FORWARD -m conntrack --state NEW -j ACCEPT", "--state", "unknown option"),
     ("-A FORWARD -m conntrack -j ACCEPT", "conntrack", "needs `--ctstate`"),
-    ("-A FORWARD -m conntrack --ctdir ORIGINAL -j ACCEPT", "--ctdir", "not covered"),
+    ("-A FORWARD -m conntrack --ctdir BOTH -j ACCEPT", "BOTH", "bad direction"),
     ("-A FORWARD -p tcp -m multiport --sports 80,443:500 --dports 1 -j ACCEPT", "--dports", "excludes"),
     (
         "-A FORWARD -p tcp -m multiport --dports 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15:16",
@@ -365,18 +369,18 @@ fn what_iptables_refuses_is_refused_at_its_place() {
 #[test]
 fn all_bad_lines_are_told_at_once_with_line_and_column() {
     let text = "# rules\n*filter\n:FORWARD DROP [0:0]\n-A FORWARD -p tcp --dprot 22 -j ACCEPT\n-A FORWARD -j ACCEPT\n\
-                -A FORWARD -m recent --set\n-A FORWARD -s 10.0.0.300 -j DROP\nCOMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\n\
+                -A FORWARD -m owner --uid-owner 0\n-A FORWARD -s 10.0.0.300 -j DROP\nCOMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\n\
                 -A PREROUTING -p tcp -j DNAT --to-destination 10.0.0.1\nCOMMIT\n";
     let diagnostics = load("/etc/rules.v4", text, Family::V4, &PORTS).expect_err("four bad lines");
     let places: Vec<(usize, usize)> = diagnostics.iter().map(|d| (d.line, d.column)).collect();
-    assert_eq!(places, [(4, 19), (6, 15), (7, 15), (11, 1)]);
+    assert_eq!(places, [(4, 19), (6, 15), (7, 15), (11, 25)]);
     let shown = diagnostics.to_string();
     for part in [
         "/etc/rules.v4:4:19",
         "did you mean `--dport`?",
-        "match `recent` is not covered",
+        "match `owner` is not covered",
         "`10.0.0.300` is not an IPv4 address",
-        "rules in table nat are not covered",
+        "target `DNAT` is not covered",
         "4 errors; the rules were not loaded",
     ] {
         assert!(shown.contains(part), "{part:?} is missing in:\n{shown}");
@@ -392,7 +396,7 @@ fn the_shape_of_a_file_is_checked() {
         ("-A FORWARD -j ACCEPT\n", "outside of any table"),
         ("*filtre\nwhatever\nCOMMIT\n", "unknown table"),
         ("*filter\nCOMMIT\n*filter\nCOMMIT\n", "appears twice"),
-        ("*mangle\n:FORWARD DROP [0:0]\nCOMMIT\n", "policy DROP in table mangle"),
+        ("*nat\n:PREROUTING DROP [0:0]\nCOMMIT\n", "takes no policy DROP"),
         ("\u{feff}*filter\nCOMMIT\n", "outside of any table"),
     ];
     for (text, message) in cases {
@@ -407,7 +411,7 @@ fn empty_tables_are_taken_and_the_rest_is_warned_of() {
                 :OLD - [0:0]\nCOMMIT\n\n*filter\n:INPUT DROP [3:4]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
                 [1:60] -A INPUT -i lo -j ACCEPT\n-A FORWARD -i lan -j ACCEPT\n-A FORWARD -j DROP\n-A FORWARD -j ACCEPT\nCOMMIT\n";
     let ruleset = load("f", text, Family::V4, &PORTS).expect("a good file");
-    assert_eq!(ruleset.empty_tables, ["raw"]);
+    assert_eq!(ruleset.tables, [TableName::Raw, TableName::Filter]);
     let warnings: Vec<String> = ruleset.warnings().iter().map(Diagnostic::one_line).collect();
     assert_eq!(
         warnings,
@@ -512,26 +516,32 @@ fn compare_engines(family: Family, text: &str, cases: &[Case]) -> Result<(), Tes
     let ruleset = load("random", text, family, &PORTS).map_err(|bad| TestCaseError::fail(format!("{text}\n{bad}")))?;
     let vector = RuleVector::compile(&ruleset);
     let (mut fast, mut slow) = (vector.counters(), RuleCounters::new(&ruleset));
-    let mut limits = oracle::Limits::default();
+    let mut memory = oracle::Memory::default();
     let mut now = Instant::from_secs(1000);
     for case in cases {
         now = now + case.pause_ns;
         let Ok(mut packet) = Packet::parse(&case.frame, case.in_port, true) else { continue };
         packet.ttl -= 1;
-        let context = Context {
-            packet: &packet,
-            frame: &case.frame,
+        let mut seen = [(packet, case.frame.clone()), (packet, case.frame.clone())];
+        let [mut of_fast, mut of_slow] = seen.each_mut().map(|(packet, frame)| Context {
+            packet,
+            frame,
+            hook: Hook::Forward,
             in_port: case.in_port,
-            out_port: case.out_port,
+            out_port: Some(case.out_port),
+            out_mtu: 1500,
             info: case.info,
             status: case.status,
+            mark: 0,
+            template: Template::DEFAULT,
+            traced: false,
             now,
-        };
-        let (mut fast_logs, mut slow_logs) = (Vec::new(), Vec::new());
-        let line = |request: &LogRequest<'_>| log_line(&LogRecord::new(request), &PORTS);
-        let decision = vector.evaluate(&context, &mut fast, &mut |request| fast_logs.push(line(request)));
-        let expected =
-            oracle::evaluate(&ruleset, &context, &mut limits, &mut slow, &mut |request| slow_logs.push(line(request)));
+        });
+        let (mut fast_world, mut slow_world) = (Told::default(), Told::default());
+        let decision = vector.evaluate(FORWARD, &mut of_fast, &mut fast_world, &mut fast);
+        let expected = oracle::evaluate(&ruleset, FORWARD, &mut of_slow, &mut slow_world, &mut memory, &mut slow);
+        let lines = |world: &Told| world.logs.iter().map(|record| log_line(record, &PORTS)).collect::<Vec<_>>();
+        let (fast_logs, slow_logs) = (lines(&fast_world), lines(&slow_world));
         prop_assert_eq!(decision, expected, "{}\n{:?}\n{:?}", text, case, packet);
         prop_assert_eq!(fast_logs, slow_logs);
         prop_assert_eq!(&fast, &slow, "{}\n{:?}", text, case);

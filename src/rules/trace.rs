@@ -3,14 +3,15 @@
 //! Linux runs the rules on every packet. The same verdict may be given to a connection's later packets without that, when
 //! nothing on the way to it read anything that can differ between them. Addresses, ports, protocol, interfaces and the
 //! conntrack state are of the connection and the direction (whoever keeps the verdict compares interfaces and state); TCP
-//! flags, options and `limit` are of the packet; the status bits change in a connection's life, so it is told whether
-//! they were read. A match that was not reached, because something before it in the same rule said no, has read nothing.
+//! options and `limit` are of the packet; TCP flags and the connection's status bits are few enough to be compared, so it
+//! is told which were read. A match that was not reached, because something before it in the same rule said no, has read
+//! nothing. One trace goes through all chains of a packet's way.
 //!
 //! The rules that matched are remembered by number, so that counters stay exact: whoever keeps the verdict counts its uses
 //! and adds them to every rule of the trace.
 
 use super::counter::{Counter, RuleCounters};
-use super::rule::FORWARD;
+use super::rule::ChainIndex;
 
 /// Rules of a trace, at most. A verdict that took more is not kept.
 const RULES: usize = 24;
@@ -21,10 +22,12 @@ pub(super) trait Reads {
     fn packet(&mut self);
     /// The connection's status bits were read.
     fn status(&mut self);
+    /// These TCP flags were read.
+    fn flags(&mut self, mask: u8);
     /// A rule matched.
     fn rule(&mut self, counter: u32);
-    /// The chain's policy decided.
-    fn policy(&mut self);
+    /// The policy of a built-in chain decided.
+    fn policy(&mut self, chain: ChainIndex);
 }
 
 /// Nobody wants to know.
@@ -34,9 +37,11 @@ impl Reads for () {
     #[inline(always)]
     fn status(&mut self) {}
     #[inline(always)]
+    fn flags(&mut self, _: u8) {}
+    #[inline(always)]
     fn rule(&mut self, _: u32) {}
     #[inline(always)]
-    fn policy(&mut self) {}
+    fn policy(&mut self, _: ChainIndex) {}
 }
 
 /// See the module's head.
@@ -44,7 +49,10 @@ impl Reads for () {
 pub struct Trace {
     rules: [u32; RULES],
     len: u8,
-    policy: bool,
+    /// Bit `c`: the policy of built-in chain `c` decided.
+    policies: u32,
+    /// TCP flags that were read.
+    flags: u8,
     packet: bool,
     status: bool,
 }
@@ -68,8 +76,12 @@ impl Reads for Trace {
         }
     }
 
-    fn policy(&mut self) {
-        self.policy = true;
+    fn flags(&mut self, mask: u8) {
+        self.flags |= mask;
+    }
+
+    fn policy(&mut self, chain: ChainIndex) {
+        self.policies |= 1 << chain;
     }
 }
 
@@ -87,6 +99,12 @@ impl Trace {
         self.status
     }
 
+    /// TCP flags that have to be the same, too.
+    #[inline]
+    pub fn reads_flags(&self) -> u8 {
+        self.flags
+    }
+
     /// Adds `uses` of this trace to every rule on it.
     ///
     /// # Panics
@@ -95,8 +113,10 @@ impl Trace {
         for &rule in &self.rules[..usize::from(self.len)] {
             counters.rules[rule as usize].add(uses);
         }
-        if self.policy {
-            counters.policies[FORWARD].add(uses);
+        for (chain, policy) in counters.policies.iter_mut().enumerate().take(u32::BITS as usize) {
+            if self.policies & 1 << chain != 0 {
+                policy.add(uses);
+            }
         }
     }
 }

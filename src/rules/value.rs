@@ -4,8 +4,10 @@
 
 use super::diagnostic::{Problem, nearest};
 use super::limit::{self, BadRate};
+use super::matches::{IcmpMatch, LimitMatch, PortRange, TcpFlags, TcpOption};
 use super::names;
-use super::rule::{AddrMatch, IcmpMatch, LimitMatch, PortRange, RejectWith, TcpFlags, TcpOption};
+use super::rule::AddrMatch;
+use super::targets::RejectWith;
 use super::token::Token;
 use crate::wire::{Addr, Family, tcp};
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -37,7 +37,7 @@ fn ruleset(family: Family) -> RuleVector {
         text += &format!("-A FORWARD -m conntrack --ctstate {class} -j ACCEPT\n");
     }
     text += "COMMIT\n";
-    RuleVector::compile(&rules::load("classes", &text, family, &["lan", "wan"]).expect("rules"))
+    RuleVector::compile(&rules::load("classes", &text, family, &["lan", "wan"]).expect("rules")).always_tracking()
 }
 
 fn routing() -> Routing {

@@ -51,7 +51,11 @@ impl Parts {
         let names = script.topology.names.clone();
         let v4 = ruleset(script.rules_v4.as_ref(), Family::V4, &names)?;
         let v6 = ruleset(script.rules_v6.as_ref(), Family::V6, &names)?;
-        let policy = Policy { generation: 1, v4: RuleVector::compile(&v4), v6: RuleVector::compile(&v6) };
+        let policy = Policy {
+            generation: 1,
+            v4: RuleVector::compile(&v4).always_tracking(),
+            v6: RuleVector::compile(&v6).always_tracking(),
+        };
         let mut builder = builder(&script.topology);
         let (routing, settings) = (builder.build(), settings(&script.conntrack)?);
         Ok(Parts { names, rulesets: [v4, v6], policy, builder, routing, settings, asked: Vec::new() })
@@ -84,8 +88,12 @@ impl Parts {
 
     fn save(&self, v4: bool, shard: &Shard) -> String {
         match v4 {
-            true => rules::save(&self.rulesets[0], Some(&shard.rule_counters(Family::V4))),
-            false => rules::save(&self.rulesets[1], Some(&shard.rule_counters(Family::V6))),
+            true => {
+                rules::save_table(&self.rulesets[0], rules::TableName::Filter, Some(&shard.rule_counters(Family::V4)))
+            }
+            false => {
+                rules::save_table(&self.rulesets[1], rules::TableName::Filter, Some(&shard.rule_counters(Family::V6)))
+            }
         }
     }
 

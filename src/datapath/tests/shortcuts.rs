@@ -169,6 +169,7 @@ fn policy(text: &str, version: Version, generation: u64) -> Policy {
         let default = rules::default_policy(of, "lan0", "wan0");
         let text = if of == family { text } else { &default };
         RuleVector::compile(&rules::load("test", text, of, &["lan0", "wan0"]).expect("a generated file is good"))
+            .always_tracking()
     };
     Policy { generation, v4: vector(Family::V4), v6: vector(Family::V6) }
 }

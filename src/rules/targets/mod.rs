@@ -1,1 +1,160 @@
-//! The targets: one file each, see [`super::extension`].
+//! The targets: one file each, see [`super::extension`]; and [`Target`], which is any of them, or a verdict by name, or a
+//! chain.
+//!
+//! A target is registered by one line in the list at the end of this file.
+
+mod log;
+mod reject;
+
+pub use log::{LogTarget, log_flags};
+pub use reject::RejectWith;
+
+use super::context::{Context, World};
+use super::diagnostic::Problem;
+use super::extension::{Action, Basis, Extension, Given, Kind, Outcome, Whole};
+use super::registry::Registry;
+use super::rule::ChainIndex;
+use crate::wire::Family;
+
+macro_rules! targets {
+    ($($(#[$doc:meta])* $variant:ident($type:ty),)*) => {
+        /// What a rule does with a packet that matches.
+        #[derive(Clone, Debug, PartialEq, Eq, Default)]
+        pub enum Target {
+            /// No `-j`: only counts.
+            #[default]
+            Count,
+            /// Passes this table.
+            Accept,
+            /// Dropped.
+            Drop,
+            /// Goes on after the rule that called this chain; in a built-in chain, to the policy.
+            Return,
+            /// `-j CHAIN`
+            Jump(ChainIndex),
+            /// `-g CHAIN`: as a jump, but its end returns to where the last jump came from.
+            Goto(ChainIndex),
+            $($(#[$doc])* $variant($type),)*
+        }
+
+        /// What changes with packets, of any target.
+        #[derive(Debug)]
+        pub(super) enum TargetState {
+            /// Of a verdict or a chain.
+            None,
+            $($variant(<$type as Action>::State),)*
+        }
+
+        impl Target {
+            /// Every target with a name of its own, besides ACCEPT, DROP and RETURN.
+            pub(super) const KINDS: &[Kind<Target>] = &[$(Kind::of::<$type>(|family| Target::$variant(<$type>::new(family))),)*];
+
+            /// Its name after `-j`; empty for a chain and for none.
+            pub const fn name(&self) -> &'static str {
+                match self {
+                    Target::Count | Target::Jump(_) | Target::Goto(_) => "",
+                    Target::Accept => "ACCEPT",
+                    Target::Drop => "DROP",
+                    Target::Return => "RETURN",
+                    $(Target::$variant(_) => <$type as Extension>::NAME,)*
+                }
+            }
+
+            pub(super) fn read(&mut self, id: u8, given: &Given<'_>) -> Result<(), Problem> {
+                match self {
+                    $(Target::$variant(target) => target.read(id, given),)*
+                    _ => Ok(()),
+                }
+            }
+
+            pub(super) fn warning(&self, id: u8, given: &Given<'_>) -> Option<Problem> {
+                match self {
+                    $(Target::$variant(target) => target.warning(id, given),)*
+                    _ => None,
+                }
+            }
+
+            pub(super) fn check(&self, whole: &Whole<'_>) -> Result<(), Problem> {
+                match self {
+                    $(Target::$variant(target) => target.check(whole),)*
+                    _ => Ok(()),
+                }
+            }
+
+            pub(super) fn wants_conntrack(&self) -> bool {
+                match self {
+                    $(Target::$variant(_) => <$type as Extension>::WANTS_CONNTRACK,)*
+                    _ => false,
+                }
+            }
+
+            pub(super) fn hooks(&self) -> u8 {
+                match self {
+                    $(Target::$variant(target) => target.hooks(),)*
+                    _ => super::extension::HOOKS_ALL,
+                }
+            }
+
+            pub(super) fn not_honoured(&self) -> Option<String> {
+                match self {
+                    $(Target::$variant(target) => target.not_honoured(),)*
+                    _ => None,
+                }
+            }
+
+            pub(super) fn save(&self, out: &mut String, family: Family) {
+                match self {
+                    $(Target::$variant(target) => target.save(out, family),)*
+                    _ => {}
+                }
+            }
+
+            pub(super) fn state(&self, registry: &mut Registry) -> TargetState {
+                match self {
+                    $(Target::$variant(target) => TargetState::$variant(target.state(registry)),)*
+                    _ => TargetState::None,
+                }
+            }
+
+            pub(super) fn basis(&self) -> Basis {
+                match self {
+                    $(Target::$variant(target) => target.basis(),)*
+                    _ => Basis::Flow,
+                }
+            }
+
+            /// Does the work of a target that is neither a verdict by name nor a chain.
+            ///
+            /// # Panics
+            /// When `state` is another target's.
+            pub(super) fn run(&self, context: &mut Context<'_>, world: &mut dyn World, state: &TargetState) -> Outcome {
+                match (self, state) {
+                    $((Target::$variant(target), TargetState::$variant(state)) => target.run(context, world, state),)*
+                    _ => panic!("the state of another target"),
+                }
+            }
+        }
+    };
+}
+
+targets! {
+    /// `-j REJECT`: dropped and answered.
+    Reject(RejectWith),
+    /// `-j LOG`: a line in the log; the next rule follows.
+    Log(LogTarget),
+}
+
+impl Target {
+    /// The chain it leads to.
+    pub const fn chain(&self) -> Option<ChainIndex> {
+        match self {
+            Target::Jump(chain) | Target::Goto(chain) => Some(*chain),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing after it in the chain is reached by a packet that matches.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Target::Accept | Target::Drop | Target::Return | Target::Reject(_) | Target::Goto(_))
+    }
+}

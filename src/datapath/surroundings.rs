@@ -1,0 +1,128 @@
+//! The world as rules see it from a packet's way: [`Surroundings`], made anew for every chain a packet enters.
+
+use crate::conntrack::{ConnRef, Conntrack, Direction, Tuple};
+use crate::device::PortId;
+use crate::route::Route;
+use crate::rules::{AddressType, Context, Liveness, LogRequest, World};
+use crate::snapshot::Routing;
+use crate::time::Instant;
+use crate::wire::{Addr, Family};
+
+use super::effects::Effects;
+use super::shard::WallClock;
+
+/// See the module's head.
+pub(super) struct Surroundings<'a> {
+    pub(super) conntrack: &'a mut Conntrack,
+    pub(super) routing: &'a Routing,
+    pub(super) effects: &'a mut Effects,
+    pub(super) wall: &'a WallClock,
+    /// The packet's connection.
+    pub(super) conn: ConnRef,
+    /// Which of its tuples the packet has.
+    pub(super) direction: Direction,
+    /// Random, drawn for this packet.
+    pub(super) random: u32,
+    pub(super) family: Family,
+    pub(super) now: Instant,
+}
+
+impl World for Surroundings<'_> {
+    fn tuple(&self, direction: Direction) -> Option<Tuple> {
+        self.conntrack.tuple(self.conn, direction)
+    }
+
+    fn direction(&self) -> Option<Direction> {
+        (self.conn != ConnRef::None).then_some(self.direction)
+    }
+
+    fn conn_mark(&self) -> Option<u32> {
+        self.conntrack.conn(self.conn).map(|conn| conn.mark())
+    }
+
+    fn set_conn_mark(&mut self, mark: u32) {
+        self.conntrack.set_mark(self.conn, mark);
+    }
+
+    fn expires_in(&self) -> u32 {
+        self.conntrack.expires_in(self.conn, self.now)
+    }
+
+    fn traffic(&self, direction: Direction) -> Option<(u64, u64)> {
+        self.conntrack.traffic(self.conn, direction).map(|counter| (counter.packets, counter.bytes))
+    }
+
+    fn liveness(&self, tuple: &Tuple) -> Liveness {
+        match self.conntrack.is_closing(tuple, self.now) {
+            None => Liveness::Gone,
+            Some(false) => Liveness::Open,
+            Some(true) => Liveness::Closing,
+        }
+    }
+
+    fn address_type(&self, addr: Addr, on: Option<PortId>) -> AddressType {
+        match self.family {
+            Family::V4 => address_type_v4(self.routing, addr, on),
+            Family::V6 => address_type_v6(self.routing, addr, on),
+        }
+    }
+
+    fn reverse_path(&self, context: &Context<'_>, loose: bool, accept_local: bool) -> bool {
+        self.routing.has_way_back(self.family, context.in_port, context.packet.src, loose, accept_local)
+    }
+
+    fn mtu_back(&self, context: &Context<'_>) -> u16 {
+        match self.routing.lookup(self.family, context.packet.dst, context.packet.src) {
+            Route::Forward { mtu, .. } => mtu,
+            _ => 0,
+        }
+    }
+
+    fn unix_time(&self) -> (i64, i32) {
+        self.wall.at(self.now)
+    }
+
+    fn random(&self) -> u32 {
+        self.random
+    }
+
+    fn log(&mut self, request: &LogRequest<'_>) {
+        self.effects.log(request);
+    }
+}
+
+/// Whether the host has the address, and on this port if one is named.
+fn has_address(routing: &Routing, addr: Addr, on: Option<PortId>) -> bool {
+    let ifindex = on.map(|port| routing.port(port).ifindex);
+    routing.addresses.iter().any(|own| own.addr == addr && ifindex.is_none_or(|wanted| own.ifindex == wanted))
+}
+
+/// `inet_dev_addr_type`: the local table alone is asked.
+fn address_type_v4(routing: &Routing, addr: Addr, on: Option<PortId>) -> AddressType {
+    let bits = addr.v4_bits();
+    match routing.lookup(Family::V4, Addr::ZERO, addr) {
+        _ if bits >> 24 == 0 || bits == u32::MAX => AddressType::Broadcast,
+        Route::Multicast => AddressType::Multicast,
+        Route::Local if on.is_none() || has_address(routing, addr, on) => AddressType::Local,
+        Route::Broadcast if on.is_none() || is_broadcast_of(routing, addr, on) => AddressType::Broadcast,
+        _ => AddressType::Unicast,
+    }
+}
+
+fn is_broadcast_of(routing: &Routing, addr: Addr, on: Option<PortId>) -> bool {
+    let ifindex = on.map(|port| routing.port(port).ifindex);
+    routing.addresses.iter().any(|own| Some(own.ifindex) == ifindex && own.subnet.last() == addr)
+}
+
+/// `ipv6_addr_type`, and a route lookup for what is of the host.
+fn address_type_v6(routing: &Routing, addr: Addr, on: Option<PortId>) -> AddressType {
+    if addr.bits() == 0 {
+        return AddressType::Unspec;
+    }
+    match routing.lookup(Family::V6, Addr::ZERO, addr) {
+        Route::Multicast => AddressType::Multicast,
+        Route::Local if on.is_none() || has_address(routing, addr, on) => AddressType::Local,
+        Route::NoRoute | Route::Unreachable | Route::Prohibit | Route::Blackhole => AddressType::Unreachable,
+        _ => AddressType::Unicast,
+    }
+}

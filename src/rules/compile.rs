@@ -1,0 +1,211 @@
+//! Typed rules to the fast engine's rows: [`Parts`], what a vector is put together from.
+
+use super::matches::state;
+use super::matches::{BitMatch, Match};
+use super::registry::Registry;
+use super::row::{Action, INVERT_DST, INVERT_PROTO, INVERT_SRC, NO_PORT, Op, Row, Word};
+use super::rule::{
+    AddrMatch, BUILTIN, BUILTIN_CHAINS, ChainIndex, FORWARD, InterfaceMatch, PATH, Policy, Rule, Ruleset,
+};
+use super::targets::Target;
+use super::vector::{Entry, OtherMatch, Previous, Rows, RuleVector, RunTarget};
+use crate::wire::Family;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a vector is put together from.
+pub(super) struct Parts<'a> {
+    ruleset: &'a Ruleset,
+    registry: &'a mut Registry,
+    previous: Option<Previous<'a>>,
+    /// States of the previous vector, by rule and place.
+    kept_matches: HashMap<(u32, u32), usize>,
+    kept_targets: HashMap<u32, usize>,
+    ops: Vec<Op>,
+    matches: Vec<OtherMatch>,
+    targets: Vec<RunTarget>,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn new(ruleset: &'a Ruleset, registry: &'a mut Registry, previous: Option<Previous<'a>>) -> Parts<'a> {
+        let vector = previous.map(|previous| previous.vector);
+        let matches = vector.map_or(&[][..], |vector| &vector.matches);
+        let targets = vector.map_or(&[][..], |vector| &vector.targets);
+        Parts {
+            ruleset,
+            registry,
+            previous,
+            kept_matches: matches.iter().enumerate().map(|(index, other)| (other.place, index)).collect(),
+            kept_targets: targets.iter().enumerate().map(|(index, run)| (run.rule, index)).collect(),
+            ops: Vec::new(),
+            matches: Vec::new(),
+            targets: Vec::new(),
+        }
+    }
+
+    pub(super) fn assemble(mut self) -> RuleVector {
+        let ruleset = self.ruleset;
+        let (order, starts) = layout(ruleset);
+        let rows = match ruleset.family {
+            Family::V4 => Rows::V4(self.rows(&order, &starts).into()),
+            Family::V6 => Rows::V6(self.rows(&order, &starts).into()),
+        };
+        let entry = |chain: ChainIndex| {
+            let runs = PATH.contains(&chain) && ruleset.has(BUILTIN[chain].0);
+            let policy = ruleset.chains[chain].policy.unwrap_or(Policy::Accept);
+            runs.then_some(Entry { start: starts[chain], policy })
+        };
+        let entries: [Option<Entry>; BUILTIN_CHAINS] = std::array::from_fn(entry);
+        let others = entries.iter().enumerate().filter(|(chain, entry)| *chain != FORWARD && entry.is_some());
+        let only_filters = others.count() == 0;
+        RuleVector {
+            rows,
+            ops: self.ops.into(),
+            matches: self.matches.into(),
+            targets: self.targets.into(),
+            entries,
+            rule_count: ruleset.rule_count(),
+            chain_count: ruleset.chains.len(),
+            wants_conntrack: ruleset.wants_conntrack(),
+            only_filters,
+        }
+    }
+
+    fn rows<W: Word>(&mut self, order: &[ChainIndex], starts: &[u32]) -> Vec<Row<W>> {
+        let ruleset = self.ruleset;
+        let mut counters = vec![0u32; ruleset.chains.len()];
+        let mut counted = 0;
+        for (first, chain) in counters.iter_mut().zip(&ruleset.chains) {
+            *first = counted;
+            counted += chain.rules.len() as u32;
+        }
+        let mut rows = Vec::with_capacity(order.iter().map(|&chain| ruleset.chains[chain].rules.len() + 1).sum());
+        for &chain in order {
+            for (index, rule) in ruleset.chains[chain].rules.iter().enumerate() {
+                rows.push(self.row(rule, starts, counters[chain] + index as u32));
+            }
+            rows.push(Row::any(Action::End));
+        }
+        rows
+    }
+
+    fn row<W: Word>(&mut self, rule: &Rule, starts: &[u32], counter: u32) -> Row<W> {
+        let mut row = Row::any(self.action(&rule.target, starts, counter));
+        row.counter = counter;
+        let mut address = |matched: &Option<AddrMatch>, bit: u8| match matched {
+            None => (W::default(), W::default()),
+            Some(AddrMatch { net, mask, invert }) => {
+                row.invert |= if *invert { bit } else { 0 };
+                (W::of(*net), W::of(*mask))
+            }
+        };
+        let (src, dst) = (address(&rule.src, INVERT_SRC), address(&rule.dst, INVERT_DST));
+        (row.src, row.src_mask) = src;
+        (row.dst, row.dst_mask) = dst;
+        if let Some(matched) = rule.proto {
+            (row.proto, row.proto_mask) = (matched.number, 0xff);
+            row.invert |= if matched.invert { INVERT_PROTO } else { 0 };
+        }
+        let ports = &self.ruleset.ports;
+        row.ports = port_bits(&rule.in_interface, ports) | port_bits(&rule.out_interface, ports) << 4;
+        if rule.fragment == Some(false) {
+            // A fragment never comes this far.
+            row.ports = 0;
+        }
+        self.matches(&rule.matches, &mut row);
+        row
+    }
+
+    fn action(&mut self, target: &Target, starts: &[u32], rule: u32) -> Action {
+        match target {
+            Target::Count => Action::Count,
+            Target::Accept => Action::Accept,
+            Target::Drop => Action::Drop,
+            Target::Return => Action::Return,
+            Target::Jump(chain) => Action::Jump(starts[*chain]),
+            Target::Goto(chain) => Action::Goto(starts[*chain]),
+            _ => {
+                let kept = self.old_rule(rule).and_then(|old| self.kept_targets.get(&old));
+                let state = match (kept, self.previous) {
+                    (Some(&index), Some(previous)) => previous.vector.targets[index].state.clone(),
+                    _ => Arc::new(target.state(self.registry)),
+                };
+                self.targets.push(RunTarget { target: target.clone(), state, rule });
+                Action::Run(self.targets.len() as u32 - 1)
+            }
+        }
+    }
+
+    /// The number that a rule which stays had before.
+    fn old_rule(&self, rule: u32) -> Option<u32> {
+        self.previous?.unchanged.get(rule as usize).copied()?.map(|old| old as u32)
+    }
+
+    fn matches<W: Word>(&mut self, matches: &[Match], row: &mut Row<W>) {
+        row.ops = self.ops.len() as u32;
+        let mut pure = true;
+        for (place, matched) in matches.iter().enumerate() {
+            let Some(op) = self.op(matched, (row.counter, place as u32)) else { continue };
+            pure = pure && row.inline(&op);
+            row.inlined += u8::from(pure);
+            row.ops_len += 1;
+            self.ops.push(op);
+        }
+    }
+
+    fn op(&mut self, matched: &Match, place: (u32, u32)) -> Option<Op> {
+        Some(match matched {
+            Match::Comment(_) => return None,
+            Match::Tcp(tcp) => Op::Tcp(*tcp),
+            Match::Udp(udp) => Op::Udp(*udp),
+            Match::Icmp(icmp) => Op::Icmp(*icmp),
+            Match::Icmp6(icmp) => Op::Icmp(icmp.0),
+            Match::State(asked) => Op::State(states(BitMatch { bits: asked.states, invert: asked.invert })),
+            Match::Conntrack(conntrack) if conntrack.states_alone().is_some() => {
+                Op::State(conntrack.states_alone().map_or(0, states))
+            }
+            Match::Multiport(multiport) => Op::Multiport(multiport.clone()),
+            other => {
+                let kept = self.old_rule(place.0).and_then(|old| self.kept_matches.get(&(old, place.1)));
+                let state = match (kept, self.previous) {
+                    (Some(&index), Some(previous)) => previous.vector.matches[index].state.clone(),
+                    _ => Arc::new(other.state(self.registry)),
+                };
+                self.matches.push(OtherMatch { matched: other.clone(), state, place });
+                Op::Other(self.matches.len() as u32 - 1)
+            }
+        })
+    }
+}
+
+/// The chains that forwarded packets reach, in the order of their rows, and by chain where its rows begin.
+fn layout(ruleset: &Ruleset) -> (Vec<ChainIndex>, Vec<u32>) {
+    let mut order: Vec<ChainIndex> = Vec::new();
+    let mut starts = vec![u32::MAX; ruleset.chains.len()];
+    let mut next = 0;
+    for entry in PATH.into_iter().filter(|&chain| ruleset.has(BUILTIN[chain].0)) {
+        for chain in ruleset.reachable_from(entry) {
+            if starts[chain] == u32::MAX {
+                starts[chain] = next;
+                next += ruleset.chains[chain].rules.len() as u32 + 1;
+                order.push(chain);
+            }
+        }
+    }
+    (order, starts)
+}
+
+/// The states that pass.
+const fn states(asked: BitMatch) -> u16 {
+    if asked.invert { state::STATES & !asked.bits } else { state::STATES & asked.bits }
+}
+
+/// Bit `p` is set when port `p` passes, bit [`NO_PORT`] when no port does; all four when anything does.
+fn port_bits(matched: &Option<InterfaceMatch>, ports: &[String]) -> u8 {
+    let Some(matched) = matched else { return 0x0f };
+    let passes = |port: &u8| {
+        let name = if *port == NO_PORT { "" } else { ports.get(usize::from(*port)).map_or("", String::as_str) };
+        matched.covers(name) != matched.invert
+    };
+    (0..=NO_PORT).filter(passes).fold(0, |bits, port| bits | 1 << port)
+}
