@@ -10,6 +10,7 @@
 //! chain. INPUT and OUTPUT are the host's: understood and checked, not evaluated.
 
 mod check;
+mod command;
 mod compile;
 mod context;
 mod counter;
@@ -30,6 +31,7 @@ mod registry;
 mod row;
 mod rule;
 mod save;
+mod table;
 mod targets;
 mod token;
 mod told;

@@ -3,9 +3,10 @@
 //! Reads every line, whatever was wrong with the lines before, so that all bad lines are reported at once. While a table is
 //! read its chains are numbered in order of declaration, built-in ones first; at the end all tables' chains become one list.
 
+use super::command::{self, Line};
 use super::diagnostic::{Problem, Report, Span, nearest};
-use super::option::{Scope, read_rule};
-use super::rule::{BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, Hook, Policy, TableName};
+use super::rule::{Chain, Policy, TableName};
+use super::table::{Table, blank_chain, flatten};
 use super::targets::Target;
 use super::token::{Token, tokenize};
 use crate::wire::Family;
@@ -19,16 +20,6 @@ pub(super) struct Parsed {
     pub(super) chains: Vec<Chain>,
     /// In the file's order.
     pub(super) tables: Vec<TableName>,
-}
-
-/// A table being read. Targets name chains by their place in `chains`.
-struct Table {
-    name: TableName,
-    span: Span,
-    /// How many of the chains are built in.
-    builtin: usize,
-    names: Vec<String>,
-    chains: Vec<Chain>,
 }
 
 /// Reads the whole file. Problems go to `report`.
@@ -50,29 +41,6 @@ pub(super) fn parse(text: &str, family: Family, report: &mut Report<'_>) -> Pars
         parser.done.push(table);
     }
     Parsed { chains: flatten(parser.done), tables: parser.seen }
-}
-
-/// Places in [`BUILTIN`] of a table's built-in chains, in its order.
-fn builtin_of(table: TableName) -> impl Iterator<Item = (ChainIndex, Hook)> {
-    BUILTIN.iter().enumerate().filter(move |(_, chain)| chain.0 == table).map(|(index, chain)| (index, chain.1))
-}
-
-fn blank_chain(name: &str, table: TableName, policy: Option<Policy>) -> Chain {
-    Chain { name: name.to_owned(), table, policy, rules: Vec::new(), span: Span::default() }
-}
-
-impl Table {
-    fn new(name: TableName, span: Span) -> Table {
-        let accept = Some(Policy::Accept);
-        let chains: Vec<Chain> =
-            builtin_of(name).map(|(_, hook)| blank_chain(hook.chain_name(), name, accept)).collect();
-        let names = chains.iter().map(|chain| chain.name.clone()).collect();
-        Table { name, span, builtin: chains.len(), names, chains }
-    }
-
-    fn hook(&self, index: usize) -> Option<Hook> {
-        builtin_of(self.name).nth(index).map(|(_, hook)| hook)
-    }
 }
 
 struct Parser<'r, 't> {
@@ -219,45 +187,13 @@ impl Parser<'_, '_> {
         let Some((command, rest)) = rest.split_first() else {
             return Err(Problem::new(span, "counters without a rule", "expected `-A CHAIN` after them"));
         };
-        if command.text != "-A" && command.text != "--append" {
-            return Err(bad_command(command));
-        }
-        let Some((chain, options)) = rest.split_first() else {
-            return Err(Problem::new(command.span, "`-A` needs a chain", "the line ends here"));
-        };
         let Some(table) = &mut self.table else { return Ok(()) };
-        let Some(index) = table.names.iter().position(|name| *name == chain.text) else {
-            let near = nearest(&chain.text, table.names.iter().map(String::as_str));
-            let message = format!("table {} has no chain `{}`", table.name.name(), chain.text);
-            return Err(Problem::new(chain.span, message, "not declared before this line").help(near.map_or_else(
-                || format!("declare it above with `:{} - [0:0]`", chain.text),
-                |near| format!("did you mean `{near}`?"),
-            )));
-        };
-        let scope = Scope {
-            family: self.family,
-            table: table.name,
-            chains: &table.names,
-            builtin: table.builtin,
-            hook: table.hook(index),
-        };
-        let rules = read_rule(&scope, options, Span::new(command.span.start, span.end), self.report)?;
-        table.chains[index].rules.extend(rules);
-        Ok(())
+        let line = Line { family: self.family, command, rest, end: span.end };
+        command::run(&line, table, self.report)
     }
 }
 
-fn bad_command(command: &Token) -> Problem {
-    match command.text.as_str() {
-        "-I" | "-D" | "-R" | "-N" | "-X" | "-F" | "-P" | "-Z" | "-E" | "-L" | "-S" | "-C" => {
-            Problem::new(command.span, format!("command `{}` is not taken from a rules file", command.text), "not `-A`")
-                .help("iptables-save writes only `-A`; load the file once and save it to get its plain form")
-        }
-        _ => Problem::new(command.span, format!("`{}` is not a command", command.text), "expected `-A CHAIN ...`"),
-    }
-}
-
-fn check_chain_name(name: &Token) -> Result<(), Problem> {
+pub(super) fn check_chain_name(name: &Token) -> Result<(), Problem> {
     let bad = |what: &str| Err(Problem::new(name.span, format!("invalid chain name `{}`", name.text), what));
     match name.text.as_str() {
         "" => bad("empty"),
@@ -274,7 +210,12 @@ fn is_target(name: &str) -> bool {
     known || matches!(name, "ACCEPT" | "DROP" | "RETURN") || super::names::TARGETS_NOT_COVERED.contains(&name)
 }
 
-fn chain_policy(table: TableName, chain: &str, builtin: bool, policy: &Token) -> Result<Option<Policy>, Problem> {
+pub(super) fn chain_policy(
+    table: TableName,
+    chain: &str,
+    builtin: bool,
+    policy: &Token,
+) -> Result<Option<Policy>, Problem> {
     match (policy.text.as_str(), builtin) {
         ("-", false) => Ok(None),
         ("ACCEPT", true) => Ok(Some(Policy::Accept)),
@@ -300,33 +241,4 @@ fn check_counters(token: &Token) -> Result<(), Problem> {
         true => Ok(()),
         false => Err(Problem::new(token.span, "bad counters", "expected `[packets:bytes]`")),
     }
-}
-
-/// All tables' chains as one list, as in [`super::Ruleset::chains`]; targets follow.
-fn flatten(tables: Vec<Table>) -> Vec<Chain> {
-    let mut chains: Vec<Chain> =
-        BUILTIN.iter().map(|&(table, hook)| blank_chain(hook.chain_name(), table, Some(Policy::Accept))).collect();
-    let mut user: Vec<(TableName, String)> = Vec::new();
-    for table in &tables {
-        user.extend(table.names[table.builtin..].iter().map(|name| (table.name, name.clone())));
-    }
-    user.sort();
-    chains.extend(user.iter().map(|(table, name)| blank_chain(name, *table, None)));
-    for table in tables {
-        let builtin: Vec<ChainIndex> = builtin_of(table.name).map(|(index, _)| index).collect();
-        let of_user = table.names[table.builtin..].iter().map(|name| {
-            let key = (table.name, name.clone());
-            BUILTIN_CHAINS + user.binary_search(&key).unwrap_or_else(|_| unreachable!("it was put there"))
-        });
-        let places: Vec<ChainIndex> = builtin.into_iter().chain(of_user).collect();
-        for (mut chain, &place) in table.chains.into_iter().zip(&places) {
-            for rule in &mut chain.rules {
-                if let Target::Jump(to) | Target::Goto(to) = &mut rule.target {
-                    *to = places[*to];
-                }
-            }
-            chains[place] = chain;
-        }
-    }
-    chains
 }

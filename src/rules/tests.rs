@@ -32,8 +32,54 @@ fn saved(ruleset: &Ruleset) -> String {
     rules.join(";")
 }
 
+/// Lines other than `-A`, and the rules that legacy `iptables-save` 1.8.9 printed after them.
+const COMMANDS: &[(&str, &str)] = &[
+    (
+        "-A FORWARD -s 1.1.1.1 -j ACCEPT\n-I FORWARD -s 2.2.2.2,3.3.3.3 -j DROP",
+        "-A FORWARD -s 3.3.3.3/32 -j DROP;-A FORWARD -s 2.2.2.2/32 -j DROP;-A FORWARD -s 1.1.1.1/32 -j ACCEPT",
+    ),
+    (
+        "-A FORWARD -s 1.1.1.1 -j ACCEPT\n-I FORWARD 2 -s 2.2.2.2 -j DROP",
+        "-A FORWARD -s 1.1.1.1/32 -j ACCEPT;-A FORWARD -s 2.2.2.2/32 -j DROP",
+    ),
+    (
+        "-A FORWARD -s 1.1.1.1 -j ACCEPT\n-A FORWARD -j DROP\n-D FORWARD 1\n-R FORWARD 1 -j ACCEPT\n-Z\n-X U",
+        "-A FORWARD -j ACCEPT",
+    ),
+    ("-A FORWARD -s 1.1.1.1 -j ACCEPT\n-D FORWARD -s 1.1.1.1/32 -j ACCEPT\n-N W\n-A W -j U", "-A W -j U"),
+    ("-A FORWARD -j U\n-F FORWARD\n-X", ""),
+    ("-A FORWARD -j U\n-E U Z\n-A Z -j V\n-A FORWARD -j Z", "-A FORWARD -j Z;-A FORWARD -j Z;-A Z -j V"),
+    ("-A FORWARD -j ACCEPT\n-Z FORWARD\n-C FORWARD -j ACCEPT", "-A FORWARD -j ACCEPT"),
+];
+
+#[test]
+fn every_command_of_iptables_restore_is_done() {
+    for (rules, after) in COMMANDS {
+        let ruleset = load4(rules).unwrap_or_else(|bad| panic!("{rules}\n{bad}"));
+        assert_eq!(saved(&ruleset), *after, "{rules}");
+    }
+    let ruleset = load4("-P FORWARD DROP\n-X V").expect("good lines");
+    assert_eq!((ruleset.chains[FORWARD].policy, ruleset.chains.len()), (Some(Policy::Drop), BUILTIN_CHAINS + 1));
+}
+
 /// What legacy `iptables-save` 1.8.9 printed for each of these, asked one by one.
 const ACCEPTED_V4: &[(&str, &str)] = &[
+    (
+        "-A FORWARD -m conntrack --ctstate NEW,SNAT --ctproto tcp ! --ctorigsrc 10.0.0.0/8 --ctorigdst 1.2.3.4 --ctreplsrc 1.2.3.4/31 \
+         --ctrepldst 5.6.7.8 --ctorigsrcport 5:7 ! --ctorigdstport 80 --ctreplsrcport 4 --ctrepldstport 5:5 ! --ctstatus EXPECTED,NONE \
+         --ctexpire 10 --ctdir REPLY",
+        "-A FORWARD -m conntrack --ctstate NEW,SNAT --ctproto 6 ! --ctorigsrc 10.0.0.0/8 --ctorigdst 1.2.3.4 \
+         --ctreplsrc 1.2.3.4/31 --ctrepldst 5.6.7.8 --ctorigsrcport 5:7 ! --ctorigdstport 80 --ctreplsrcport 4 \
+         --ctrepldstport 5 ! --ctstatus EXPECTED --ctexpire 10 --ctdir REPLY",
+    ),
+    (
+        "-A FORWARD -m conntrack --ctexpire 10: --ctproto 0",
+        "-A FORWARD -m conntrack --ctproto 0 --ctexpire 10:4294967295",
+    ),
+    (
+        "-A FORWARD -m conntrack ! --ctexpire 0:4294967295  --ctorigsrc 0.0.0.0/0",
+        "-A FORWARD -m conntrack --ctorigsrc 0.0.0.0/0 ! --ctexpire 0:4294967295",
+    ),
     ("-A FORWARD -p tcp --dport 80 -j ACCEPT", "-A FORWARD -p tcp -m tcp --dport 80 -j ACCEPT"),
     ("-A FORWARD -m tcp -p tcp --dport 80 -j ACCEPT", "-A FORWARD -p tcp -m tcp --dport 80 -j ACCEPT"),
     ("-A FORWARD -p tcp ! --dport 80 -j ACCEPT", "-A FORWARD -p tcp -m tcp ! --dport 80 -j ACCEPT"),
@@ -330,7 +376,15 @@ const REFUSED_V4: &[(&str, &str, &str)] = &[
     ("-A FORWARD -j MARK --set-mark 1", "MARK", "not covered"),
     ("[5] -A FORWARD -j ACCEPT", "[5]", "bad counters"),
     (" [5:6] -A FORWARD -j ACCEPT", "[5:6]", "not a command"),
-    ("-I FORWARD -j ACCEPT", "-I", "is not taken"),
+    ("-L", "-L", "not for a rules file"),
+    ("-A FORWARD -s 1.1.1.1 -j ACCEPT\n-I FORWARD 3 -s 2.2.2.2 -j DROP", "3", "no place 3"),
+    ("-A FORWARD -j U\n-X U", "-X", "a rule still leads to"),
+    ("-A U -j ACCEPT\n-X U", "-X", "still has rules"),
+    ("-D FORWARD 1", "1", "there is no rule 1"),
+    ("-D FORWARD -j ACCEPT", "-D", "no such rule"),
+    ("-A FORWARD -j ACCEPT\n-R FORWARD 2 -j DROP", "2", "there is no rule 2"),
+    ("-P U DROP", "DROP", "cannot have a policy"),
+    ("-N U", "U", "declared twice"),
     ("-A FORWARD -j ACCEPT\r", "\r", "carriage return"),
     ("-A U -j V\n-A V -j U", "U", "loop of chains"),
     ("-A U -g U", "U", "loop of chains"),

@@ -1,0 +1,245 @@
+//! The commands of a rules file's lines: `-A` of iptables-save, and what else `iptables-restore` takes: `-I -R -D -C -N -X -F -P -E -Z`.
+//!
+//! A file begins with empty tables, as for `iptables-restore` without `--noflush`; each command changes the table being read.
+
+use super::diagnostic::{Problem, Report, Span, nearest};
+use super::option::{Scope, read_rule};
+use super::parse::{chain_policy, check_chain_name};
+use super::rule::Rule;
+use super::table::Table;
+use super::token::Token;
+use super::value;
+use crate::wire::Family;
+
+/// A line that is neither a table nor a chain line, without its counters.
+pub(super) struct Line<'a> {
+    pub(super) family: Family,
+    pub(super) command: &'a Token,
+    /// What follows it.
+    pub(super) rest: &'a [Token],
+    /// Where the line ends.
+    pub(super) end: usize,
+}
+
+/// Does what the line says to `table`.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn run(line: &Line<'_>, table: &mut Table, report: &mut Report<'_>) -> Result<(), Problem> {
+    match line.command.text.as_str() {
+        "-A" | "--append" => {
+            let (chain, options) = line.chain(table)?;
+            let rules = line.rules(table, chain, options, report)?;
+            table.chains[chain].rules.extend(rules);
+            Ok(())
+        }
+        "-I" | "--insert" => line.insert(table, report),
+        "-R" | "--replace" => line.replace(table, report),
+        "-D" | "--delete" => line.delete(table, report),
+        "-C" | "--check" => {
+            let (chain, options) = line.chain(table)?;
+            let rules = line.rules(table, chain, options, report)?;
+            line.place_of(table, chain, &rules).map(|_| ())
+        }
+        "-N" | "--new-chain" => line.new_chain(table),
+        "-X" | "--delete-chain" => line.delete_chains(table),
+        "-F" | "--flush" => line.flush(table),
+        "-P" | "--policy" => line.policy(table),
+        "-E" | "--rename-chain" => line.rename(table),
+        // Counters begin at zero here anyway.
+        "-Z" | "--zero" => match line.rest {
+            [] => Ok(()),
+            _ => line.chain(table).map(|_| ()),
+        },
+        "-L" | "-S" | "--list" | "--list-rules" => Err(line.problem("listing is not for a rules file", "leave it out")),
+        text => Err(line.problem(&format!("`{text}` is not a command"), "expected `-A CHAIN ...`")),
+    }
+}
+
+impl<'a> Line<'a> {
+    fn problem(&self, message: &str, label: &str) -> Problem {
+        Problem::new(self.command.span, message, label)
+    }
+
+    /// The chain the line names first, and what follows.
+    fn chain(&self, table: &Table) -> Result<(usize, &'a [Token]), Problem> {
+        let Some((name, options)) = self.rest.split_first() else {
+            return Err(self.problem(&format!("`{}` needs a chain", self.command.text), "the line ends here"));
+        };
+        let index = table.find(&name.text).ok_or_else(|| {
+            let near = nearest(&name.text, table.names.iter().map(String::as_str));
+            let message = format!("table {} has no chain `{}`", table.name.name(), name.text);
+            Problem::new(name.span, message, "not declared before this line").help(near.map_or_else(
+                || format!("declare it above with `:{} - [0:0]`", name.text),
+                |near| format!("did you mean `{near}`?"),
+            ))
+        })?;
+        Ok((index, options))
+    }
+
+    fn rules(
+        &self,
+        table: &Table,
+        chain: usize,
+        options: &[Token],
+        report: &mut Report<'_>,
+    ) -> Result<Vec<Rule>, Problem> {
+        let scope = Scope {
+            family: self.family,
+            table: table.name,
+            chains: &table.names,
+            builtin: table.builtin,
+            hook: table.hook(chain),
+        };
+        read_rule(&scope, options, Span::new(self.command.span.start, self.end), report)
+    }
+
+    /// A rule's number, where one stands next, and what follows.
+    fn number(options: &'a [Token]) -> Option<(usize, Span, &'a [Token])> {
+        let (first, rest) = options.split_first()?;
+        let number = value::unsigned(&first.text, u32::MAX)?;
+        Some((number as usize, first.span, rest))
+    }
+
+    /// `-I CHAIN [NUMBER] RULE`: each rule of a line with several addresses goes to the same number, so the last stands first.
+    fn insert(&self, table: &mut Table, report: &mut Report<'_>) -> Result<(), Problem> {
+        let (chain, options) = self.chain(table)?;
+        let (number, span, options) = Line::number(options).unwrap_or((1, self.command.span, options));
+        let rules = self.rules(table, chain, options, report)?;
+        let held = &mut table.chains[chain].rules;
+        if number == 0 || number > held.len() + 1 {
+            let message = format!("no place {number} to insert at: the chain has {}", count(held.len()));
+            return Err(Problem::new(span, message, "rules are numbered from 1"));
+        }
+        rules.into_iter().for_each(|rule| held.insert(number - 1, rule));
+        Ok(())
+    }
+
+    fn replace(&self, table: &mut Table, report: &mut Report<'_>) -> Result<(), Problem> {
+        let (chain, options) = self.chain(table)?;
+        let Some((number, span, options)) = Line::number(options) else {
+            return Err(self.problem("`-R` needs the number of a rule", "expected `-R CHAIN NUMBER RULE`"));
+        };
+        let mut rules = self.rules(table, chain, options, report)?;
+        let held = &mut table.chains[chain].rules;
+        if number == 0 || number > held.len() {
+            return Err(no_rule(number, held.len(), span));
+        }
+        match (rules.pop(), rules.is_empty()) {
+            (Some(rule), true) => held[number - 1] = rule,
+            _ => return Err(self.problem("`-R` replaces one rule by one", "several addresses make several rules")),
+        }
+        Ok(())
+    }
+
+    fn delete(&self, table: &mut Table, report: &mut Report<'_>) -> Result<(), Problem> {
+        let (chain, options) = self.chain(table)?;
+        let place = match Line::number(options) {
+            Some((number, span, [])) => {
+                let held = table.chains[chain].rules.len();
+                if number == 0 || number > held {
+                    return Err(no_rule(number, held, span));
+                }
+                number - 1
+            }
+            _ => {
+                let rules = self.rules(table, chain, options, report)?;
+                self.place_of(table, chain, &rules)?
+            }
+        };
+        table.chains[chain].rules.remove(place);
+        Ok(())
+    }
+
+    /// The first rule that is the same.
+    fn place_of(&self, table: &Table, chain: usize, rules: &[Rule]) -> Result<usize, Problem> {
+        let held = &table.chains[chain].rules;
+        let found = rules.first().and_then(|wanted| held.iter().position(|rule| rule == wanted));
+        found.ok_or_else(|| self.problem("no such rule in the chain", "nothing to delete or check"))
+    }
+
+    fn new_chain(&self, table: &mut Table) -> Result<(), Problem> {
+        let [name] = self.rest else {
+            return Err(self.problem("`-N` needs one name", "expected `-N CHAIN`"));
+        };
+        check_chain_name(name)?;
+        if table.find(&name.text).is_some() {
+            return Err(Problem::new(name.span, format!("chain {} is declared twice", name.text), "declared before"));
+        }
+        let index = table.declare(&name.text);
+        table.chains[index].span = name.span;
+        Ok(())
+    }
+
+    fn delete_chains(&self, table: &mut Table) -> Result<(), Problem> {
+        let chains: Vec<usize> = match self.rest {
+            [] => (table.builtin..table.chains.len()).rev().collect(),
+            _ => vec![self.chain(table)?.0],
+        };
+        for chain in chains {
+            let name = &table.names[chain];
+            let why = match (chain < table.builtin, table.references(chain), table.chains[chain].rules.len()) {
+                (true, ..) => Some(format!("chain {name} is built in: it cannot be deleted")),
+                (_, 1.., _) => Some(format!("a rule still leads to chain {name}")),
+                (_, _, 1..) => Some(format!("chain {name} still has rules")),
+                _ => None,
+            };
+            if let Some(why) = why {
+                return Err(self.problem(&why, "Linux refuses this").help("flush first: `-F`"));
+            }
+            table.remove(chain);
+        }
+        Ok(())
+    }
+
+    fn flush(&self, table: &mut Table) -> Result<(), Problem> {
+        match self.rest {
+            [] => table.chains.iter_mut().for_each(|chain| chain.rules.clear()),
+            _ => {
+                let (chain, _) = self.chain(table)?;
+                table.chains[chain].rules.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn policy(&self, table: &mut Table) -> Result<(), Problem> {
+        let (chain, rest) = self.chain(table)?;
+        let [policy] = rest else {
+            return Err(self.problem("`-P` needs a chain and a policy", "expected `-P CHAIN ACCEPT` or `DROP`"));
+        };
+        if chain >= table.builtin {
+            let message = format!("user chain {} cannot have a policy", table.names[chain]);
+            return Err(Problem::new(policy.span, message, "only built-in chains have one"));
+        }
+        table.chains[chain].policy = chain_policy(table.name, &table.names[chain], true, policy)?;
+        Ok(())
+    }
+
+    fn rename(&self, table: &mut Table) -> Result<(), Problem> {
+        let (chain, rest) = self.chain(table)?;
+        let [name] = rest else {
+            return Err(self.problem("`-E` needs two names", "expected `-E OLD NEW`"));
+        };
+        check_chain_name(name)?;
+        if chain < table.builtin || table.find(&name.text).is_some() {
+            let message = format!("chain {} cannot be called {}", table.names[chain], name.text);
+            return Err(Problem::new(name.span, message, "built in, or taken"));
+        }
+        table.names[chain].clone_from(&name.text);
+        table.chains[chain].name.clone_from(&name.text);
+        Ok(())
+    }
+}
+
+fn count(rules: usize) -> String {
+    match rules {
+        0 => "no rules".to_owned(),
+        1 => "one rule".to_owned(),
+        n => format!("{n} rules"),
+    }
+}
+
+fn no_rule(number: usize, held: usize, span: Span) -> Problem {
+    Problem::new(span, format!("there is no rule {number}: the chain has {}", count(held)), "rules are numbered from 1")
+}
