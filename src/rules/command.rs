@@ -1,4 +1,5 @@
-//! The commands of a rules file's lines: `-A` of iptables-save, and what else `iptables-restore` takes: `-I -R -D -C -N -X -F -P -E -Z`.
+//! The commands of a rules file's lines: `-A` of iptables-save, and what else `iptables-restore` takes, `-I -R -D -C -N -X -F
+//! -P -E -Z`.
 //!
 //! A file begins with empty tables, as for `iptables-restore` without `--noflush`; each command changes the table being read.
 

@@ -21,6 +21,7 @@ mod extension;
 #[cfg(test)]
 mod extension_testing;
 pub mod limit;
+mod lint;
 mod log;
 mod matches;
 mod names;
@@ -49,6 +50,7 @@ pub use context::{AddressType, Context, Liveness, World};
 pub use counter::{Counter, RuleCounters};
 pub use default::{DEFAULT_V4, DEFAULT_V6, default_policy};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, Span};
+pub use lint::lint;
 pub use log::{LogRecord, LogRequest, log_line};
 pub use matches::*;
 pub use registry::Registry;
