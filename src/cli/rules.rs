@@ -1,13 +1,18 @@
-//! `xrouter rules check FILE` and `xrouter rules default`; and how every verb reads its rules.
+//! `xrouter rules ...`; and how every verb reads its rules.
+
+mod check;
+mod diff;
+mod fmt;
+mod live;
 
 use std::io::{IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::{Args, Subcommand};
 
 use crate::control::config::InterfaceName;
 use crate::control::startup::{self, Failure};
-use crate::rules::{self, Diagnostics, FORWARD, Policy, Ruleset};
+use crate::rules::{self, Diagnostics, Ruleset};
 use crate::wire::Family;
 
 #[derive(Debug, Args)]
@@ -18,25 +23,27 @@ pub(super) struct RulesArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Read a rules file and report everything that is wrong in it, or not covered
+    /// Read a rules file and report everything that is wrong in it, cannot be done, or is doubtful
     #[command(after_help = "Examples:
   xrouter rules check /etc/iptables/rules.v4
   iptables-save | xrouter rules check -4 --lan eth0 --wan eth1 -
 
 Exit codes: 0 the rules can be used; 2 they cannot, and every bad line is shown.")]
-    Check(CheckArgs),
+    Check(check::CheckArgs),
+    /// Print a rules file as iptables-save would, comments kept
+    Fmt(fmt::FmtArgs),
+    /// Show which rules of one file another does not have
+    #[command(after_help = "Exit codes: 0 the same rules; 1 other rules; 2 a file cannot be read.")]
+    Diff(diff::DiffArgs),
+    /// Show what the running daemon's rules have matched
+    Stats(live::StatsArgs),
+    /// Print the running daemon's rules, as iptables-save does
+    Save(live::SaveArgs),
+    /// Read a file as iptables-restore --test does
+    #[command(after_help = "A running daemon takes other rules by `xrouter reload`.")]
+    Restore(check::RestoreArgs),
     /// Print the policy that applies without a rules file
     Default(DefaultArgs),
-}
-
-#[derive(Debug, Args)]
-struct CheckArgs {
-    /// The file, as iptables-save or ip6tables-save writes it; - is standard input
-    file: PathBuf,
-    #[command(flatten)]
-    version: VersionArgs,
-    #[command(flatten)]
-    ports: PortArgs,
 }
 
 #[derive(Debug, Args)]
@@ -81,7 +88,12 @@ struct PortArgs {
 
 pub(super) fn run(args: RulesArgs) -> Result<(), Failure> {
     match args.what {
-        What::Check(args) => check(&args),
+        What::Check(args) => check::run(&args),
+        What::Restore(args) => check::restore(&args),
+        What::Fmt(args) => fmt::run(&args),
+        What::Diff(args) => diff::run(&args),
+        What::Stats(args) => live::stats(&args),
+        What::Save(args) => live::save(&args),
         What::Default(args) => {
             let name =
                 |given: Option<InterfaceName>, otherwise: &str| given.map_or(otherwise.to_owned(), |it| it.to_string());
@@ -92,46 +104,38 @@ pub(super) fn run(args: RulesArgs) -> Result<(), Failure> {
     }
 }
 
-fn check(args: &CheckArgs) -> Result<(), Failure> {
-    let (name, text) = if args.file.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .map_err(|error| Failure::Usage(format!("cannot read standard input: {error}")))?;
-        ("standard input".to_owned(), text)
-    } else {
-        (args.file.display().to_string(), startup::read_text("rules check", &args.file)?)
-    };
-    let ports: Vec<&str> = match (&args.ports.lan, &args.ports.wan) {
-        (Some(lan), Some(wan)) => vec![lan.as_str(), wan.as_str()],
-        (None, None) => Vec::new(),
-        _ => return Err(Failure::Usage("rules check: give both --lan and --wan, or neither".to_owned())),
-    };
-    let ruleset = load(&name, &text, args.version.family(), &ports).map_err(|wrong| refused(&wrong))?;
-    warn(ruleset.warnings());
-    let version = if ruleset.family == Family::V4 { "IPv4" } else { "IPv6" };
-    let policy = if ruleset.chains[FORWARD].policy == Some(Policy::Drop) { "DROP" } else { "ACCEPT" };
-    let count = ruleset.rule_count();
-    super::print(|out| {
-        writeln!(
-            out,
-            "{name}: good: {count} {version} rule{}, FORWARD policy {policy}",
-            if count == 1 { "" } else { "s" }
-        )
-    })
+impl PortArgs {
+    fn names(&self, verb: &str) -> Result<Vec<&str>, Failure> {
+        match (&self.lan, &self.wan) {
+            (Some(lan), Some(wan)) => Ok(vec![lan.as_str(), wan.as_str()]),
+            (None, None) => Ok(Vec::new()),
+            _ => Err(Failure::Usage(format!("{verb}: give both --lan and --wan, or neither"))),
+        }
+    }
+}
+
+/// A rules file's name as shown, and its text; `-` is standard input.
+fn text_of(verb: &str, file: &Path) -> Result<(String, String), Failure> {
+    if file.as_os_str() != "-" {
+        return Ok((file.display().to_string(), startup::read_text(verb, file)?));
+    }
+    let mut text = String::new();
+    let read = std::io::stdin().read_to_string(&mut text);
+    read.map_err(|error| Failure::Usage(format!("cannot read standard input: {error}")))?;
+    Ok(("standard input".to_owned(), text))
 }
 
 /// Reads rules for `family`, or for the IP version that they look like.
-fn load(name: &str, text: &str, family: Option<Family>, ports: &[&str]) -> Result<Ruleset, Diagnostics> {
+fn understand(name: &str, text: &str, family: Option<Family>, ports: &[&str]) -> Result<Ruleset, Diagnostics> {
     if let Some(family) = family.or_else(|| saved_by(text)) {
-        return rules::load(name, text, family, ports);
+        return rules::understand(name, text, family, ports);
     }
     // No word about it: whichever version understands more.
-    let v4 = match rules::load(name, text, Family::V4, ports) {
+    let v4 = match rules::understand(name, text, Family::V4, ports) {
         Ok(ruleset) => return Ok(ruleset),
         Err(wrong) => wrong,
     };
-    match rules::load(name, text, Family::V6, ports) {
+    match rules::understand(name, text, Family::V6, ports) {
         Err(v6) if v6.errors() >= v4.errors() => Err(v4),
         other => other,
     }
@@ -189,9 +193,9 @@ mod tests {
         assert_eq!(saved_by("\n# Generated by iptables-save v1.8.9 (nf_tables)\n"), Some(Family::V4));
         assert_eq!(saved_by("# my rules\n*filter\n"), None);
         let v6 = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -s fd00::/8 -p ipv6-icmp -j ACCEPT\nCOMMIT\n";
-        assert_eq!(load("x", v6, None, &[]).expect("IPv6 rules").family, Family::V6);
+        assert_eq!(understand("x", v6, None, &[]).expect("IPv6 rules").family, Family::V6);
         let v4 = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -s 10.0.0.0/8 -j ACCEPT\nCOMMIT\n";
-        assert_eq!(load("x", v4, None, &[]).expect("IPv4 rules").family, Family::V4);
-        assert_eq!(load("x", "nonsense\n", None, &[]).expect_err("no rules").errors(), 1);
+        assert_eq!(understand("x", v4, None, &[]).expect("IPv4 rules").family, Family::V4);
+        assert_eq!(understand("x", "nonsense\n", None, &[]).expect_err("no rules").errors(), 1);
     }
 }

@@ -160,6 +160,14 @@ impl Diagnostics {
         self.render(&Renderer::styled())
     }
 
+    /// With those of `more`, in order of lines.
+    #[must_use]
+    pub fn and(mut self, more: Diagnostics) -> Diagnostics {
+        self.list.extend(more.list);
+        self.list.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
+        self
+    }
+
     fn render(&self, renderer: &Renderer) -> String {
         let mut out: Vec<String> = self.list.iter().map(|diagnostic| diagnostic.render(renderer)).collect();
         let errors = self.errors();

@@ -200,7 +200,8 @@ fn new_without_syn(chains: &[&Chain], report: &mut Report<'_>) {
 /// RELATED accepted, whatever helper expected it.
 fn related_of_helpers(ruleset: &Ruleset, chains: &[&Chain], report: &mut Report<'_>) {
     let assigns = |rule: &Rule| {
-        rule.target.name() == "CT" && super::rule_text(ruleset.family, "", rule, &ruleset.chains).contains("--helper")
+        let text = || super::rule_text(ruleset.family, "", rule, &ruleset.chains);
+        rule.target.name() == "CT" && text().contains("--helper")
     };
     if !ruleset.chains.iter().flat_map(|chain| &chain.rules).any(assigns) {
         return;
@@ -218,7 +219,7 @@ fn related_of_helpers(ruleset: &Ruleset, chains: &[&Chain], report: &mut Report<
         rule.target == Target::Accept && asks(rule) && states_taken(rule) & state::RELATED != 0 && !restricted(rule)
     };
     let Some(first) = rules_of(chains).find(open) else { return };
-    let help = "a helper opens what the packets of a connection ask for: name it, `-m helper --helper ftp`, and the ports it may open";
+    let help = "a helper opens what the packets ask for: name it, `-m helper --helper ftp`, and the ports it may open";
     let message = "RELATED is accepted without saying of which helper";
     report.warn(Problem::new(first.span, message, "any connection that a helper expects passes").help(help));
 }

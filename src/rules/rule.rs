@@ -191,8 +191,7 @@ impl Ruleset {
     /// Whether some rule of the file, wherever it stands, needs connections to be tracked. Linux tracks only then (the
     /// extension's `checkentry` asks for it), and with a nat table.
     pub fn wants_conntrack(&self) -> bool {
-        let wants = |rule: &Rule| rule.matches.iter().any(Match::wants_conntrack) || rule.target.wants_conntrack();
-        self.chains.iter().flat_map(|chain| &chain.rules).any(wants)
+        self.chains.iter().flat_map(|chain| &chain.rules).any(Rule::wants_conntrack)
     }
 
     /// Chains that a packet entering `from` can reach, `from` first, in order of discovery.
@@ -263,6 +262,11 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// Whether it makes Linux track connections.
+    pub fn wants_conntrack(&self) -> bool {
+        self.matches.iter().any(Match::wants_conntrack) || self.target.wants_conntrack()
+    }
+
     /// Whether every packet matches.
     pub fn is_unconditional(&self) -> bool {
         let base = self.src.is_none() && self.dst.is_none() && self.proto.is_none() && self.fragment.is_none();

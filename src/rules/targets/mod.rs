@@ -153,6 +153,11 @@ impl Target {
         }
     }
 
+    /// Whether it takes packets out of connection tracking.
+    pub fn takes_out(&self) -> bool {
+        false
+    }
+
     /// Whether nothing after it in the chain is reached by a packet that matches.
     pub const fn is_final(&self) -> bool {
         matches!(self, Target::Accept | Target::Drop | Target::Return | Target::Reject(_) | Target::Goto(_))
