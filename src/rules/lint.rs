@@ -180,7 +180,10 @@ fn new_without_syn(chains: &[&Chain], report: &mut Report<'_>) {
         rule.matches.iter().any(of)
     };
     let refuses_rest = |rule: &Rule| {
-        let not_syn = |matched: &Match| matches!(matched, Match::Tcp(asked) if asked.flags.invert && asked.flags.mask & tcp::SYN != 0);
+        let not_syn = |matched: &Match| match matched {
+            Match::Tcp(asked) => asked.flags.invert && asked.flags.mask & tcp::SYN != 0,
+            _ => false,
+        };
         let ends = matches!(rule.target, Target::Drop | Target::Reject(_) | Target::Jump(_) | Target::Goto(_));
         ends && rule.matches.iter().any(not_syn) && states_taken(rule) & state::NEW != 0
     };
