@@ -86,6 +86,10 @@ pub trait World {
     fn expires_in(&self) -> u32;
     /// Packets and bytes counted for it in one direction (`nf_conntrack_acct`), this packet included.
     fn traffic(&self, direction: Direction) -> Option<(u64, u64)>;
+    /// The helper of the connection that this one was expected by; none where no helpers are.
+    fn master_helper(&self) -> Option<&str> {
+        None
+    }
     /// What is known of the connection that `tuple` (with its zone) is the original of.
     fn liveness(&self, tuple: &Tuple) -> Liveness;
     /// What `addr` is; with `on`, LOCAL only when it is that port's.

@@ -7,7 +7,7 @@
 
 use super::diagnostic::{Problem, Report, Span, nearest};
 use super::extension::{Given, Kind, OptionSpec, Whole};
-use super::matches::Match;
+use super::matches::{self, Match};
 use super::rule::{AddrMatch, Hook, InterfaceMatch, ProtoMatch, Rule, TableName};
 use super::targets::Target;
 use super::token::Token;
@@ -401,6 +401,10 @@ impl<'a> Reader<'a, '_, '_> {
                 ("icmp", _) => format!("use `-m icmp6`, or {file}"),
                 _ => file,
             }));
+        }
+        if let Some(refused) = matches::refused(name) {
+            let message = format!("match `{name}` cannot be honoured: {}", refused.reason);
+            return Err(Problem::new(span, message, "not possible here").help(refused.help));
         }
         let covered = names_of(Match::KINDS, family);
         if names::MATCHES_NOT_COVERED.contains(&name) {

@@ -19,6 +19,8 @@ pub struct Told {
     pub expires_in: u32,
     /// Packets and bytes, by direction.
     pub traffic: Option<[(u64, u64); 2]>,
+    /// The helper of the connection that this one was expected by.
+    pub master_helper: Option<&'static str>,
     /// Other connections, by original tuple.
     pub alive: Vec<(Tuple, Liveness)>,
     /// What is no unicast address of somebody else's, and whose port it is on.
@@ -58,6 +60,10 @@ impl World for Told {
 
     fn traffic(&self, direction: Direction) -> Option<(u64, u64)> {
         self.traffic.map(|traffic| traffic[direction.index()])
+    }
+
+    fn master_helper(&self) -> Option<&str> {
+        self.master_helper
     }
 
     fn liveness(&self, tuple: &Tuple) -> Liveness {

@@ -3,26 +3,86 @@
 //! A match is registered by one line in the list at the end of this file; reading, printing, evaluation by the oracle and
 //! by the vector follow from its `Extension` and `Matcher`.
 
+mod address;
+mod addrtype;
+mod ah;
 mod comment;
+mod common;
+mod connmark;
 mod conntrack;
 mod ctstate;
+mod dccp;
+mod dscp;
+mod ecn;
+mod esp;
+mod eui64;
+mod extension_header;
+mod frag;
+mod helper;
 mod icmp;
+mod iprange;
+mod ipv6header;
+mod length;
 mod limit;
+mod mac;
+mod mark;
+mod mh;
 mod multiport;
+mod number;
+mod opts;
+mod pkttype;
+mod policy;
 mod port;
-
+mod refused;
+mod rpfilter;
+mod rt;
+mod sctp;
 mod tcp;
+mod tcpmss;
+#[cfg(test)]
+mod testing;
+mod tos;
+mod ttl;
 mod udp;
+mod udplite;
 
+pub use addrtype::AddrtypeMatch;
+pub use ah::AhMatch;
 pub use comment::CommentMatch;
+pub use connmark::ConnmarkMatch;
 pub use conntrack::{BitMatch, ConntrackMatch, CtExpire, CtProto};
 pub use ctstate::{StateMatch, state};
+pub use dccp::DccpMatch;
+pub use dscp::DscpMatch;
+pub use ecn::EcnMatch;
+pub use esp::EspMatch;
+pub use eui64::Eui64Match;
+pub use frag::FragMatch;
+pub use helper::HelperMatch;
 pub use icmp::{Icmp6Match, IcmpMatch};
+pub use iprange::IprangeMatch;
+pub use ipv6header::Ipv6HeaderMatch;
+pub use length::LengthMatch;
 pub use limit::LimitMatch;
+pub use mac::MacMatch;
+pub use mark::MarkMatch;
+pub use mh::MhMatch;
 pub use multiport::{MultiportMatch, MultiportSide};
+pub use opts::{DstMatch, HbhMatch};
+pub use pkttype::PkttypeMatch;
+pub use policy::PolicyMatch;
 pub use port::PortRange;
+pub use rpfilter::RpfilterMatch;
+pub use rt::RtMatch;
+pub use sctp::SctpMatch;
 pub use tcp::{TcpFlags, TcpMatch, TcpOption};
+pub use tcpmss::TcpmssMatch;
+pub use tos::TosMatch;
+pub use ttl::{HlMatch, TtlMatch};
 pub use udp::UdpMatch;
+pub use udplite::UdpliteMatch;
+
+pub(super) use refused::refused;
 
 use super::context::{Context, World};
 use super::diagnostic::Problem;
@@ -135,4 +195,60 @@ matches! {
     Limit(LimitMatch),
     /// `-m comment`
     Comment(CommentMatch),
+    /// `-m addrtype`
+    Addrtype(AddrtypeMatch),
+    /// `-m mark`
+    Mark(MarkMatch),
+    /// `-m connmark`
+    Connmark(ConnmarkMatch),
+    /// `-m iprange`
+    Iprange(IprangeMatch),
+    /// `-m pkttype`
+    Pkttype(PkttypeMatch),
+    /// `-m length`
+    Length(LengthMatch),
+    /// `-m ttl`
+    Ttl(TtlMatch),
+    /// `-m hl`
+    Hl(HlMatch),
+    /// `-m mac`
+    Mac(MacMatch),
+    /// `-m dscp`
+    Dscp(DscpMatch),
+    /// `-m tos`
+    Tos(TosMatch),
+    /// `-m tcpmss`
+    Tcpmss(TcpmssMatch),
+    /// `-m sctp`
+    Sctp(SctpMatch),
+    /// `-m udplite`
+    Udplite(UdpliteMatch),
+    /// `-m esp`
+    Esp(EspMatch),
+    /// `-m ah`
+    Ah(AhMatch),
+    /// `-m ecn`
+    Ecn(EcnMatch),
+    /// `-m rpfilter`
+    Rpfilter(RpfilterMatch),
+    /// `-m helper`
+    Helper(HelperMatch),
+    /// `-m policy`
+    Policy(PolicyMatch),
+    /// `-m dccp`
+    Dccp(DccpMatch),
+    /// `-m frag`
+    Frag(FragMatch),
+    /// `-m ipv6header`
+    Ipv6Header(Ipv6HeaderMatch),
+    /// `-m rt`
+    Rt(RtMatch),
+    /// `-m hbh`
+    Hbh(HbhMatch),
+    /// `-m dst`
+    Dst(DstMatch),
+    /// `-m eui64`
+    Eui64(Eui64Match),
+    /// `-m mh`
+    Mh(MhMatch),
 }
