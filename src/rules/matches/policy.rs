@@ -168,7 +168,7 @@ impl Extension for PolicyMatch {
         need_option(whole, "policy", &[DIR], "`--dir in` or `--dir out`")?;
         let element = &self.element;
         let says_nothing = *element == Element::default();
-        if !self.ipsec && !(says_nothing && !self.strict) {
+        if !self.ipsec && (self.strict || !says_nothing) {
             return Err(whole
                 .problem("`--pol none` has no transformations to look at", "options for `--pol ipsec`")
                 .help("leave out all but `--dir` and `--pol`"));
