@@ -223,15 +223,16 @@ impl Sent {
 
 /// Frames of the shapes, each flow once. The number in the IP header is the place in the list.
 fn frames(shapes: &[Shape]) -> Vec<Sent> {
+    // DCCP and GRE are tracked differently from kernel to kernel; not what is judged here.
+    frames_with(shapes, |shape| !matches!(shape.proto, 33 | 47))
+}
+
+fn frames_with(shapes: &[Shape], wanted: impl Fn(&Shape) -> bool) -> Vec<Sent> {
     let mut seen = BTreeSet::new();
     let mut sent: Vec<Sent> = Vec::new();
-    for shape in shapes {
-        // DCCP and GRE are tracked differently from kernel to kernel; not what is judged here.
-        if matches!(shape.proto, 33 | 47) {
-            continue;
-        }
+    for shape in shapes.iter().filter(|shape| wanted(shape)) {
         // A protocol without a header, beyond the packet's end: the kernel tracks even that.
-        if shape.proto == 99 && shape.chain_lie == ChainLie::Long {
+        if !matches!(shape.proto, 6 | 17 | 58 | 132 | 136) && shape.chain_lie == ChainLie::Long {
             continue;
         }
         let port = if shape.outward { PortId::LAN } else { PortId::WAN };
@@ -301,23 +302,31 @@ struct Fates {
 }
 
 fn judge(lab: &Lab, family: Family, text: &str, sent: &[Sent], fates: &mut Fates) {
+    judge_verdicts(lab, family, WATCH_STATES, text, sent, fates);
+    let states = state_counts(&lab.tool(family, "save", &["-c", "-t", "mangle"], ""));
+    let count = |info| sent.iter().filter(|sent| sent.info == info).count() as u64;
+    assert_eq!(states, [count(CtInfo::New), count(CtInfo::Invalid)], "the states we assumed");
+}
+
+/// The packet's connection, as far as rules ask for it.
+fn world(sent: &Sent) -> Told {
+    Told { conn_mark: (sent.info == CtInfo::New).then_some(0), ..Told::default() }
+}
+
+fn judge_verdicts(lab: &Lab, family: Family, beside: &str, text: &str, sent: &[Sent], fates: &mut Fates) {
     let ruleset = rules::load("random", text, family, &PORTS).unwrap_or_else(|bad| panic!("{text}\n{bad}"));
     let vector = RuleVector::compile(&ruleset);
-    lab.tool(family, "restore", &[], &format!("{WATCH_STATES}{text}"));
+    lab.tool(family, "restore", &[], &format!("{beside}{text}"));
     run("ip", &["netns", "exec", &lab.router, "conntrack", "-F"], "");
     let frames: Vec<(PortId, Vec<u8>)> = sent.iter().map(|sent| (sent.port, sent.frame.clone())).collect();
     let received = lab.send(&frames);
     let arrived: BTreeSet<u16> =
         received.iter().filter(|frame| was_forwarded(frame)).filter_map(|frame| number(frame)).collect();
 
-    let states = state_counts(&lab.tool(family, "save", &["-c", "-t", "mangle"], ""));
-    let count = |info| sent.iter().filter(|sent| sent.info == info).count() as u64;
-    assert_eq!(states, [count(CtInfo::New), count(CtInfo::Invalid)], "the states we assumed");
-
     let mut counters = vector.counters();
     let mut expected = BTreeSet::new();
     for (index, sent) in sent.iter().enumerate() {
-        match vector.evaluate(FORWARD, &mut sent.again().context(), &mut Told::default(), &mut counters) {
+        match vector.evaluate(FORWARD, &mut sent.again().context(), &mut world(sent), &mut counters) {
             Decision::Accept => {
                 fates.accepted += 1;
                 expected.insert(index as u16 + 1);
@@ -382,6 +391,44 @@ fn verdicts_and_counters_are_the_kernels_v6() {
     compare_with_kernel(Version::V6, Family::V6);
 }
 
+/// Each match that only looks, by itself, against many packets that it may find something in.
+fn compare_each(version: Version, family: Family) {
+    if !may_run() {
+        return;
+    }
+    let _alone = ALONE.lock();
+    let lab = Lab::new();
+    let mut runner = runner();
+    let shape = generator::shape(version);
+    let shapes: Vec<Shape> = (0..3000).map(|_| pick(&mut runner, &shape)).collect();
+    let mut fates = Fates::default();
+    let rules = generator::looks::each(version);
+    for words in &rules {
+        let proto = |name: &str| words.starts_with(&format!("-p {name} "));
+        let sent = frames_with(&shapes, |shape| match shape.proto {
+            6 => !["sctp", "dccp", "esp", "ah", "mh"].into_iter().any(proto),
+            33 => proto("dccp"),
+            47 => false,
+            _ => true,
+        });
+        let text = format!(
+            "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A FORWARD {words} -j DROP\nCOMMIT\n"
+        );
+        judge_verdicts(&lab, family, "", &text, &sent, &mut fates);
+    }
+    eprintln!("{} matches by themselves are as the kernel's: {fates:?}", rules.len());
+}
+
+#[test]
+fn each_match_is_the_kernels_v4() {
+    compare_each(Version::V4, Family::V4);
+}
+
+#[test]
+fn each_match_is_the_kernels_v6() {
+    compare_each(Version::V6, Family::V6);
+}
+
 /// Lets LOG speak in namespaces while it lives.
 struct LogEverywhere {
     before: String,
@@ -420,6 +467,9 @@ fn icmp_error(version: Version, kind: u8, code: u8, word: u32, inner: &[u8], id:
         payload: inner.len(),
         extensions: Vec::new(),
         chain_lie: ChainLie::None,
+        tos: 0,
+        body: Vec::new(),
+        odd_extensions: false,
     };
     let mut frame = shape.frame(id, ROUTER_MAC[0]);
     let at = frame.len() - inner.len();

@@ -6,6 +6,8 @@
 // Included by unit tests and by tests of their own; none uses all of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod looks;
+
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -167,6 +169,7 @@ fn protocol(version: Version) -> BoxedStrategy<String> {
         5 => udp().prop_map(|udp| format!(" -p udp{udp}")),
         4 => icmp(version).prop_map(move |icmp| format!(" -p {own_icmp}{icmp}")),
         4 => multi,
+        3 => looks::protocol(version),
         2 => one_of(&[" -p gre", " -p 47", " ! -p tcp", " ! -p udp", " -p 99", " -p icmp", " -p ipv6-icmp"]),
     ]
     .boxed()
@@ -240,21 +243,28 @@ fn target(version: Version, chain: usize) -> BoxedStrategy<String> {
 fn rule(version: Version, chain: usize, allowed: Allowed) -> BoxedStrategy<String> {
     let addresses = (address(version, "-s", allowed.odd), address(version, "-d", allowed.odd));
     let interfaces = (interface("-i", allowed.odd), interface("-o", allowed.odd));
-    let extras = (maybe(6, conntrack(), false), maybe(1, limit(allowed), false), maybe(1, comment(), false));
+    let extras = (
+        maybe(6, conntrack(), false),
+        maybe(1, limit(allowed), false),
+        maybe(1, comment(), false),
+        looks::anywhere(version),
+    );
     let fragment =
         if version == Version::V4 { one_of(&["", "", "", "", "", "", "", " -f", " ! -f"]) } else { text("").boxed() };
     (addresses, interfaces, protocol(version), fragment, extras, any::<bool>(), target(version, chain))
-        .prop_map(move |((src, dst), (input, output), proto, fragment, (ct, limit, comment), ct_first, target)| {
-            let name = if chain == 0 { "FORWARD" } else { CHAINS[chain - 1] };
-            // `-p` comes first of all, or the options of its match would not be known.
-            let matches = match ct_first {
-                true => format!("{ct}{limit}{proto}{comment}"),
-                false => format!("{proto}{ct}{comment}{limit}"),
-            };
-            let reset = target.ends_with("-j REJECT") && proto.starts_with(" -p tcp") && ct_first;
-            let reset = if reset { " --reject-with tcp-reset" } else { "" };
-            format!("-A {name}{src}{dst}{input}{output}{fragment}{matches}{target}{reset}")
-        })
+        .prop_map(
+            move |((src, dst), (input, output), proto, fragment, (ct, limit, comment, looks), ct_first, target)| {
+                let name = if chain == 0 { "FORWARD" } else { CHAINS[chain - 1] };
+                // `-p` comes first of all, or the options of its match would not be known.
+                let matches = match ct_first {
+                    true => format!("{ct}{limit}{looks}{proto}{comment}"),
+                    false => format!("{proto}{ct}{comment}{looks}{limit}"),
+                };
+                let reset = target.ends_with("-j REJECT") && proto.starts_with(" -p tcp") && ct_first;
+                let reset = if reset { " --reject-with tcp-reset" } else { "" };
+                format!("-A {name}{src}{dst}{input}{output}{fragment}{matches}{target}{reset}")
+            },
+        )
         .boxed()
 }
 
@@ -326,6 +336,12 @@ pub struct Shape {
     pub extensions: Vec<u8>,
     /// What is wrong with them.
     pub chain_lie: ChainLie,
+    /// TOS or traffic class.
+    pub tos: u8,
+    /// What SCTP and DCCP have behind the ports, and ESP, AH and the mobility header have at all.
+    pub body: Vec<u8>,
+    /// Which of two contents the extension headers have.
+    pub odd_extensions: bool,
 }
 
 /// Random packets of one version.
@@ -333,6 +349,7 @@ pub fn shape(version: Version) -> BoxedStrategy<Shape> {
     let icmp = if version == Version::V4 { 1 } else { 58 };
     let proto = prop_oneof![
         6 => Just(6u8), 5 => Just(17), 4 => Just(icmp), 1 => Just(132), 1 => Just(136), 1 => Just(33), 1 => Just(47), 1 => Just(99),
+        1 => looks::proto(version),
     ];
     let port = || select(&[22u16, 80, 443, 53, 123, 25, 1024, 1500, 40000, 0, 65535, 79, 1023][..]);
     let kind: &[u16] = match version {
@@ -360,9 +377,10 @@ pub fn shape(version: Version) -> BoxedStrategy<Shape> {
         Version::V6 => &[&[], &[], &[], &[], &[60], &[43], &[0, 60], &[51]],
     };
     let lies = prop_oneof![8 => Just(ChainLie::None), 1 => Just(ChainLie::Long), 1 => Just(ChainLie::Short)];
-    let extensions = (select(extensions).prop_map(<[u8]>::to_vec), lies);
+    let extensions = (select(extensions).prop_map(<[u8]>::to_vec), lies, any::<bool>());
+    let more = (looks::tos(), any::<proptest::sample::Index>());
     let ends = (prop_oneof![3 => Just(true), 1 => Just(false)], 2u8..6, 2u8..6);
-    (ends, proto, port(), port(), kind, flags, options, (cut, lie), 0usize..24, extensions)
+    (ends, proto, port(), port(), kind, flags, options, (cut, lie, more), 0usize..24, extensions)
         .prop_map(
             move |(
                 (outward, src, dst),
@@ -372,9 +390,9 @@ pub fn shape(version: Version) -> BoxedStrategy<Shape> {
                 kind,
                 flags,
                 options,
-                (cut, doff_lie),
+                (cut, doff_lie, (tos, body)),
                 payload,
-                (extensions, chain_lie),
+                (extensions, chain_lie, odd_extensions),
             )| {
                 Shape {
                     version,
@@ -391,6 +409,9 @@ pub fn shape(version: Version) -> BoxedStrategy<Shape> {
                     payload,
                     extensions,
                     chain_lie,
+                    tos,
+                    body: looks::body(version, proto, body),
+                    odd_extensions,
                 }
             },
         )
@@ -455,6 +476,14 @@ impl Shape {
                 l4.extend([0, 1]);
                 Some(2)
             }
+            132 | 33 => {
+                l4.extend(&self.body);
+                None
+            }
+            50 | 51 | 135 => {
+                l4.clone_from(&self.body);
+                None
+            }
             _ => {
                 l4.extend([0; 8]);
                 None
@@ -487,7 +516,7 @@ impl Shape {
         match self.version {
             Version::V4 => {
                 frame.extend([8, 0]);
-                let mut ip = vec![0x45, 0];
+                let mut ip = vec![0x45, self.tos];
                 ip.extend((20 + l4.len() as u16).to_be_bytes());
                 ip.extend(id.to_be_bytes());
                 ip.extend([0x40, 0, 64, self.proto, 0, 0]);
@@ -498,7 +527,7 @@ impl Shape {
                 frame.extend(ip);
             }
             Version::V6 => {
-                frame.extend([0x86, 0xdd, 0x60, 0]);
+                frame.extend([0x86, 0xdd, 0x60 | self.tos >> 4, self.tos << 4]);
                 frame.extend(id.to_be_bytes());
                 let chain = 8 * self.extensions.len() as u16 - if lie == ChainLie::Short { 7 } else { 0 };
                 frame.extend((l4.len() as u16 + chain).to_be_bytes());
@@ -510,6 +539,9 @@ impl Shape {
                     // Eight bytes each: AH counts in fours less two, the others in eights less one. PadN fills options;
                     // a routing header has no segments left.
                     let body: [u8; 7] = match kind {
+                        51 if self.odd_extensions => [1, 0, 1, 0, 0, 0, 5],
+                        43 if self.odd_extensions => [0, 0, 1, 0, 0, 0, 1],
+                        _ if self.odd_extensions => [0, 30, 2, 9, 9, 0, 0],
                         51 => [0, 0, 0, 0, 0, 0, 9],
                         43 => [0, 4, 0, 0, 0, 0, 0],
                         _ => [0, 1, 4, 0, 0, 0, 0],

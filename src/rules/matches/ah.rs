@@ -20,7 +20,8 @@ const HEADER_LEN: usize = 12;
 /// Every SPI.
 const ANY: Range = Range { low: 0, high: u32::MAX };
 
-/// `-m ah [!] --ahspi N[:N]`, for IPv6 also `[!] --ahlen BYTES` and `--ahres` (the reserved field is 0).
+/// `-m ah [!] --ahspi N[:N]`, for IPv6 also `[!] --ahlen BYTES` and `--ahres` (the reserved field is 0). A header that is cut
+/// short drops the packet, for IPv6 also one that says that it is longer than the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AhMatch {
     spi: Range,
@@ -80,6 +81,11 @@ impl Extension for AhMatch {
     }
 }
 
+/// Length in bytes, as the header says (`ipv6_authlen`).
+fn length_of(header: &[u8]) -> usize {
+    usize::from(header[1]) * 4 + 8
+}
+
 impl Matcher for AhMatch {
     type State = ();
 
@@ -95,14 +101,14 @@ impl Matcher for AhMatch {
             Family::V6 => {
                 let ip = context.packet.l3_bytes(context.frame);
                 match extension_header::find(ip, proto::AH) {
-                    Found::At(at) => ip.get(at..at + HEADER_LEN),
+                    Found::At(at) => ip.get(at..at + HEADER_LEN).filter(|header| at + length_of(header) <= ip.len()),
                     Found::Missing => return Answer::No,
                     Found::Broken => None,
                 }
             }
         };
         let Some(header) = header else { return Answer::Hotdrop };
-        let length = u32::from(header[1]) * 4 + 8;
+        let length = length_of(header) as u32;
         let spi = self.spi.holds(get_u32(header, 4)) != self.invert_spi;
         let length = self.length == 0 || (self.length == length) != self.invert_length;
         (spi && length && !(self.reserved && get_u16(header, 2) != 0)).into()
@@ -166,5 +172,6 @@ mod tests {
         assert_eq!(ask::<AhMatch>("", &v6(17, &[0; 8])), Answer::No);
         assert_eq!(asked("", &chain[..11]), Answer::Hotdrop);
         assert_eq!(asked("", &[]), Answer::Hotdrop);
+        assert_eq!(asked("", &[17, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]), Answer::Hotdrop);
     }
 }

@@ -49,7 +49,8 @@ impl Ports {
 }
 
 /// `-m dccp [!] --sport PORTS [!] --dport PORTS [!] --dccp-types LIST [!] --dccp-option N`: needs 12 bytes of header, and with
-/// `--dccp-option` all the options, or drops the packet.
+/// `--dccp-option` all the options, or drops the packet. (With `!` before `--dccp-option` Linux also counts the rule for such a
+/// packet, and runs its target, before it drops it.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DccpMatch {
     sport: Option<Ports>,

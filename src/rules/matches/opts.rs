@@ -27,7 +27,7 @@ struct Wanted {
 }
 
 /// `-m hbh [!] --hbh-len BYTES --hbh-opts TYPE[:LENGTH],...`, or the same with `dst`: the header's length, and the options it
-/// begins with.
+/// begins with. A header that is longer than the packet drops it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OptsMatch<const HEADER: u8> {
     length: Option<(u32, bool)>,
@@ -134,7 +134,7 @@ impl<const HEADER: u8> Matcher for OptsMatch<HEADER> {
             Found::At(at) => at,
         };
         let length = extension_header::length(&ip[at..]);
-        let Some(header) = ip.get(at..at + length) else { return Answer::No };
+        let Some(header) = ip.get(at..at + length) else { return Answer::Hotdrop };
         let fits = self.length.is_none_or(|(wanted, invert)| (wanted == length as u32) != invert);
         (fits && self.options_fit(&header[2..])).into()
     }
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn packets_without_a_whole_header() {
         assert_eq!(ask::<DstMatch>("", &v6(60, &[17])), Answer::Hotdrop);
-        assert_eq!(ask::<DstMatch>("", &v6(60, &[17, 1, 1, 4, 0, 0, 0, 0])), Answer::No);
+        assert_eq!(ask::<DstMatch>("", &v6(60, &[17, 1, 1, 4, 0, 0, 0, 0])), Answer::Hotdrop);
         assert_eq!(ask::<DstMatch>("", &v6(17, &[0; 8])), Answer::No);
     }
 }

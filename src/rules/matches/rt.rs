@@ -31,6 +31,7 @@ const ANY: Range = Range { low: 0, high: u32::MAX };
 
 /// `-m rt [!] --rt-type N [!] --rt-segsleft N[:N] [!] --rt-len N`, and after `--rt-type 0` also `--rt-0-res` (reserved field is 0)
 /// and `--rt-0-addrs LIST [--rt-0-not-strict]`: these addresses and no other, or these in this order among others.
+/// A header that is longer than the packet drops it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RtMatch {
     kind: Option<(u32, bool)>,
@@ -88,7 +89,7 @@ impl RtMatch {
     fn test_header(&self, header: &[u8]) -> Answer {
         let length = extension_header::length(header);
         if header.len() < length {
-            return Answer::No;
+            return Answer::Hotdrop;
         }
         let fits = |asked: Option<(u32, bool)>, value| asked.is_none_or(|(wanted, invert)| (wanted == value) != invert);
         let segments = self.segments.holds(u32::from(header[3])) != self.invert_segments;
@@ -278,6 +279,6 @@ mod tests {
     fn packets_without_a_whole_header() {
         assert_eq!(ask::<RtMatch>("", &v6(17, &[0; 8])), Answer::No);
         assert_eq!(ask::<RtMatch>("", &v6(43, &[17, 0, 0])), Answer::Hotdrop);
-        assert_eq!(ask::<RtMatch>("", &v6(43, &[17, 1, 0, 0, 0, 0, 0, 0])), Answer::No);
+        assert_eq!(ask::<RtMatch>("", &v6(43, &[17, 1, 0, 0, 0, 0, 0, 0])), Answer::Hotdrop);
     }
 }

@@ -84,7 +84,8 @@ const fn place(kind: u8) -> (usize, u64) {
 }
 
 /// `-m sctp [!] --sport PORTS [!] --dport PORTS [!] --chunk-types any|all|only LIST`: needs all 12 bytes of a header, or drops
-/// the packet, as do chunks that are cut short or say that they are 0 bytes long, where chunks are asked for.
+/// the packet, as do chunks that are cut short or say that they are 0 bytes long, where chunks are asked for. (With `!` before
+/// `--chunk-types` Linux also counts the rule for such a packet, and runs its target, before it drops it.)
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SctpMatch {
     sport: Option<PortRange>,
