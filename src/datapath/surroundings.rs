@@ -101,7 +101,7 @@ fn has_address(routing: &Routing, addr: Addr, on: Option<PortId>) -> bool {
 fn address_type_v4(routing: &Routing, addr: Addr, on: Option<PortId>) -> AddressType {
     let bits = addr.v4_bits();
     match routing.lookup(Family::V4, Addr::ZERO, addr) {
-        _ if bits >> 24 == 0 || bits == u32::MAX => AddressType::Broadcast,
+        _ if bits == 0 || bits == u32::MAX => AddressType::Broadcast,
         Route::Multicast => AddressType::Multicast,
         Route::Local if on.is_none() || has_address(routing, addr, on) => AddressType::Local,
         Route::Broadcast if on.is_none() || is_broadcast_of(routing, addr, on) => AddressType::Broadcast,

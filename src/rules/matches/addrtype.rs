@@ -150,10 +150,10 @@ impl Extension for AddrtypeMatch {
     }
 }
 
-/// `inet_dev_addr_type`: some ranges are what they are whatever the routes say.
+/// `inet_dev_addr_type`: some addresses are what they are whatever the routes say.
 fn kind_v4(addr: Addr, ask: impl Fn(Addr) -> AddressType) -> AddressType {
     match addr.v4_bits().to_be_bytes() {
-        [0, ..] | [255, 255, 255, 255] => AddressType::Broadcast,
+        [0, 0, 0, 0] | [255, 255, 255, 255] => AddressType::Broadcast,
         [224..=239, ..] => AddressType::Multicast,
         _ => ask(addr),
     }
@@ -286,7 +286,8 @@ mod tests {
         assert_eq!(asked("--dst-type UNICAST", [10, 2, 0, 3]), Answer::Yes);
         assert_eq!(asked("--dst-type LOCAL,MULTICAST", [239, 0, 0, 1]), Answer::Yes);
         assert_eq!(asked("--dst-type BROADCAST", [255, 255, 255, 255]), Answer::Yes);
-        assert_eq!(asked("--dst-type BROADCAST", [0, 1, 2, 3]), Answer::Yes);
+        assert_eq!(asked("--dst-type BROADCAST", [0, 0, 0, 0]), Answer::Yes);
+        assert_eq!(asked("--dst-type BROADCAST", [0, 1, 2, 3]), Answer::No);
         assert_eq!(asked("--dst-type UNSPEC", [0, 0, 0, 0]), Answer::No);
         assert_eq!(asked("--src-type LOCAL --dst-type LOCAL", [10, 2, 0, 2]), Answer::No);
     }

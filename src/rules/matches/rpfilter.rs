@@ -73,7 +73,7 @@ fn is_exempt(context: &Context<'_>) -> bool {
     match packet.family {
         Family::V4 => {
             let link_group = packet.dst.v4_bits() >> 8 == 0x00e0_0000;
-            packet.src.v4_bits() >> 24 == 0 && (packet.dst.v4_bits() == u32::MAX || link_group)
+            packet.src.v4_bits() == 0 && (packet.dst.v4_bits() == u32::MAX || link_group)
         }
         Family::V6 => packet.src.bits() == 0,
     }
@@ -133,6 +133,7 @@ mod tests {
         assert_eq!(asked(0, u32::MAX), Answer::Yes);
         assert_eq!(asked(0, 0xe000_0001), Answer::Yes);
         assert_eq!(asked(0, 0xe000_0101), Answer::No);
+        assert_eq!(asked(1, u32::MAX), Answer::No);
         assert_eq!(asked(0, 0x0a02_0002), Answer::No);
         assert_eq!(asked(0x0a01_0002, u32::MAX), Answer::No);
         let unspecified = |context: &mut Context<'_>| context.packet.src = Addr::ZERO;
