@@ -48,11 +48,25 @@ pub struct Template {
     pub zone: Zone,
     /// `--notrack`: the packet is UNTRACKED.
     pub notrack: bool,
+    /// `--zone mark`: the zone's number is the mark the packet has when raw is done, see [`Template::resolved`].
+    pub zone_is_mark: bool,
+    /// A CT or NOTRACK rule has spoken. Those after it say nothing any more (`xt_ct_target`: `skb->_nfct` is set).
+    pub given: bool,
 }
 
 impl Template {
     /// Tracked, in zone 0.
-    pub const DEFAULT: Template = Template { zone: Zone::DEFAULT, notrack: false };
+    pub const DEFAULT: Template = Template { zone: Zone::DEFAULT, notrack: false, zone_is_mark: false, given: false };
     /// NOTRACK.
-    pub const NOTRACK: Template = Template { zone: Zone::DEFAULT, notrack: true };
+    pub const NOTRACK: Template = Template { notrack: true, given: true, ..Template::DEFAULT };
+
+    /// With the zone that it has for conntrack; `mark` is the packet's when the raw table is done (`nf_ct_zone_tmpl`).
+    #[inline]
+    #[must_use]
+    pub const fn resolved(mut self, mark: u32) -> Template {
+        if self.zone_is_mark {
+            self.zone.id = mark as u16;
+        }
+        self
+    }
 }

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use crate::device::{Frame, PortId};
-use crate::rules::{LogRecord, LogRequest};
+use crate::rules::{LogRecord, LogRequest, NflogRecord, NflogRequest, TraceEvent};
 use crate::wire::{Addr, Family};
 
 /// A next hop whose link-layer address is wanted.
@@ -31,10 +31,14 @@ pub struct Effects {
     pub punt: Vec<(PortId, Frame)>,
     /// Frames nobody needs any more.
     pub free: Vec<Frame>,
-    /// Lines for LOG.
+    /// Lines for LOG, and for the steps of traced packets.
     pub logs: Vec<LogRecord>,
     /// LOG lines that did not fit.
     pub logs_lost: u64,
+    /// Copies for NFLOG.
+    pub copies: Vec<NflogRecord>,
+    /// Copies that did not fit.
+    pub copies_lost: u64,
     /// Next hops to ask the kernel for.
     pub resolve: Vec<Resolve>,
 }
@@ -42,6 +46,8 @@ pub struct Effects {
 impl Effects {
     /// LOG lines kept until the worker takes them.
     pub const LOGS_MAX: usize = 64;
+    /// NFLOG copies kept until the worker takes them.
+    pub const COPIES_MAX: usize = 64;
     /// Neighbour requests kept until the worker takes them. One that does not fit is made again with the next packet.
     pub const RESOLVE_MAX: usize = 64;
 
@@ -53,6 +59,8 @@ impl Effects {
             free: Vec::with_capacity(2 * batch),
             logs: Vec::with_capacity(Effects::LOGS_MAX),
             logs_lost: 0,
+            copies: Vec::with_capacity(Effects::COPIES_MAX),
+            copies_lost: 0,
             resolve: Vec::with_capacity(Effects::RESOLVE_MAX),
         }
     }
@@ -63,6 +71,24 @@ impl Effects {
             self.logs.push(LogRecord::new(request));
         } else {
             self.logs_lost += 1;
+        }
+    }
+
+    /// Keeps a line that tells a step of a traced packet, or counts it lost.
+    pub(super) fn trace(&mut self, event: &TraceEvent<'_>) {
+        if self.logs.len() < Effects::LOGS_MAX {
+            self.logs.push(LogRecord::traced(event));
+        } else {
+            self.logs_lost += 1;
+        }
+    }
+
+    /// Keeps an NFLOG copy, or counts it lost.
+    pub(super) fn copy(&mut self, request: &NflogRequest<'_>) {
+        if self.copies.len() < Effects::COPIES_MAX {
+            self.copies.push(NflogRecord::new(request));
+        } else {
+            self.copies_lost += 1;
         }
     }
 

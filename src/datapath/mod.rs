@@ -415,7 +415,7 @@ impl Path<'_> {
         self.meet(RAW_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
         // A packet that raw takes out, or puts into a zone, is of another connection than the one found without asking raw.
         let known = known.filter(|_| passage.template == Template::DEFAULT);
-        passage.tracked = self.track(frame, packet, hash, known, tracked, passage.template)?;
+        passage.tracked = self.track(frame, packet, hash, known, tracked, passage.template.resolved(passage.mark))?;
         self.meet(MANGLE_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
         // nat PREROUTING, then the routing decision and what it refuses.
         let of_the_conn = |refusal: Refusal, passage: &Passage| Refusal { conn: passage.tracked.conn, ..refusal };

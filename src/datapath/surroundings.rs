@@ -3,7 +3,7 @@
 use crate::conntrack::{ConnRef, Conntrack, Direction, Tuple};
 use crate::device::PortId;
 use crate::route::Route;
-use crate::rules::{AddressType, Context, Liveness, LogRequest, World};
+use crate::rules::{AddressType, Context, Liveness, LogRequest, NflogRequest, TraceEvent, World};
 use crate::snapshot::Routing;
 use crate::time::Instant;
 use crate::wire::{Addr, Family};
@@ -88,6 +88,14 @@ impl World for Surroundings<'_> {
 
     fn log(&mut self, request: &LogRequest<'_>) {
         self.effects.log(request);
+    }
+
+    fn nflog(&mut self, request: &NflogRequest<'_>) {
+        self.effects.copy(request);
+    }
+
+    fn trace(&mut self, event: &TraceEvent<'_>) {
+        self.effects.trace(event);
     }
 }
 

@@ -1,7 +1,9 @@
 //! What the rules are asked about: a packet at a hook ([`Context`]), and the world around it ([`World`]).
 
 use super::log::LogRequest;
+use super::nflog::NflogRequest;
 use super::rule::Hook;
+use super::targets::TraceEvent;
 use crate::conntrack::{CtInfo, CtStatus, Direction, Template, Tuple};
 use crate::device::PortId;
 use crate::packet::Packet;
@@ -104,4 +106,8 @@ pub trait World {
     fn random(&self) -> u32;
     /// A LOG line.
     fn log(&mut self, request: &LogRequest<'_>);
+    /// A copy of the packet for NFLOG's group.
+    fn nflog(&mut self, request: &NflogRequest<'_>);
+    /// A step of a traced packet.
+    fn trace(&mut self, event: &TraceEvent<'_>);
 }

@@ -173,6 +173,11 @@ pub(super) trait Extension: Sized + Clone + Eq + core::fmt::Debug {
     /// Whether it makes Linux track connections (`nf_ct_netns_get` when it is loaded).
     const WANTS_CONNTRACK: bool = false;
 
+    /// Whether this one does.
+    fn wants_conntrack(&self) -> bool {
+        Self::WANTS_CONNTRACK
+    }
+
     /// The option that names it: targets have names in capitals.
     fn dash() -> &'static str {
         if Self::NAME.as_bytes()[0].is_ascii_uppercase() { "-j" } else { "-m" }

@@ -5,15 +5,17 @@
 //! field; every field is followed by one blank, so the line ends with one).
 
 use super::context::Context;
-use super::targets::{LogTarget, log_flags};
-use super::value::LOG_PREFIX_MAX;
+use super::targets::{LogTarget, TRACE_LOG, TraceEvent, log_flags};
 use crate::device::PortId;
 use crate::wire::{Addr, Family, ethernet, get_u16, get_u32, icmp, icmpv6, ipv4, ipv6, proto, tcp};
 use core::fmt::{self, Write};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// How much of a packet a record keeps, from the IP header on. Two full IPv4 headers with options, ICMP and TCP are 188.
 const SNAP_LEN: usize = 320;
+/// Room for a prefix. A LOG rule's has 29 bytes; that of a traced packet names table, chain and rule.
+const PREFIX_ROOM: usize = 64;
 
 /// A LOG rule matched.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +29,7 @@ pub struct LogRequest<'a> {
 /// What is needed to write the line later: plain bytes, no reference.
 #[derive(Clone)]
 pub struct LogRecord {
-    prefix: [u8; LOG_PREFIX_MAX],
+    prefix: [u8; PREFIX_ROOM],
     prefix_len: u8,
     /// Syslog level, 0 (emerg) to 7 (debug).
     pub level: u8,
@@ -58,9 +60,9 @@ impl LogRecord {
         let ip = packet.l3_bytes(frame);
         let kept = ip.len().min(SNAP_LEN);
         let prefix = request.log.prefix.as_bytes();
-        let prefix_len = prefix.len().min(LOG_PREFIX_MAX);
+        let prefix_len = prefix.len().min(PREFIX_ROOM);
         let mut record = LogRecord {
-            prefix: [0; LOG_PREFIX_MAX],
+            prefix: [0; PREFIX_ROOM],
             prefix_len: prefix_len as u8,
             level: request.log.level,
             flags: request.log.flags,
@@ -83,6 +85,16 @@ impl LogRecord {
         if let Some(header) = frame.first_chunk() {
             record.ethernet = *header;
         }
+        record
+    }
+
+    /// The line of a traced packet's step.
+    pub fn traced(event: &TraceEvent<'_>) -> LogRecord {
+        let mut record = LogRecord::new(&LogRequest { log: &TRACE_LOG, context: event.context });
+        let mut room = &mut record.prefix[..];
+        // The longest chain's name leaves room for any number of rules; what would not fit is cut.
+        let _ = io::Write::write_fmt(&mut room, format_args!("{event}"));
+        record.prefix_len = (PREFIX_ROOM - room.len()) as u8;
         record
     }
 }

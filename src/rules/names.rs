@@ -365,44 +365,7 @@ pub(super) const MATCHES_NOT_COVERED: &[&str] = &[
 ];
 
 /// Targets that iptables 1.8 has and this version does not cover.
-pub(super) const TARGETS_NOT_COVERED: &[&str] = &[
-    "AUDIT",
-    "CHECKSUM",
-    "CLASSIFY",
-    "CLUSTERIP",
-    "CONNMARK",
-    "CONNSECMARK",
-    "CT",
-    "DNAT",
-    "DNPT",
-    "DSCP",
-    "ECN",
-    "HL",
-    "HMARK",
-    "IDLETIMER",
-    "LED",
-    "MARK",
-    "MASQUERADE",
-    "NETMAP",
-    "NFLOG",
-    "NFQUEUE",
-    "NOTRACK",
-    "QUEUE",
-    "RATEEST",
-    "REDIRECT",
-    "SECMARK",
-    "SET",
-    "SNAT",
-    "SNPT",
-    "SYNPROXY",
-    "TCPMSS",
-    "TCPOPTSTRIP",
-    "TEE",
-    "TOS",
-    "TPROXY",
-    "TRACE",
-    "TTL",
-];
+pub(super) const TARGETS_NOT_COVERED: &[&str] = &["SET"];
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use super::diagnostic::{Problem, Report, Span, nearest};
 use super::extension::{Given, Kind, OptionSpec, Whole};
 use super::matches::{self, Match};
 use super::rule::{AddrMatch, Hook, InterfaceMatch, ProtoMatch, Rule, TableName};
-use super::targets::Target;
+use super::targets::{Target, refused};
 use super::token::Token;
 use super::{names, value};
 use crate::wire::{Family, proto};
@@ -460,6 +460,9 @@ impl<'a> Reader<'a, '_, '_> {
                 ));
             }
             return Ok(index);
+        }
+        if let Some(reason) = refused::reason(name).filter(|_| targets_too) {
+            return Err(Problem::new(span, format!("target `{name}` is refused"), "not done here").help(reason));
         }
         if names::TARGETS_NOT_COVERED.contains(&name) {
             let covered = names_of(Target::KINDS, self.scope.family);

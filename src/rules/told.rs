@@ -2,6 +2,8 @@
 
 use super::context::{AddressType, Context, Liveness, World};
 use super::log::{LogRecord, LogRequest};
+use super::nflog::{NflogRecord, NflogRequest};
+use super::targets::TraceEvent;
 use crate::conntrack::{Direction, Tuple};
 use crate::device::PortId;
 use crate::wire::Addr;
@@ -35,6 +37,10 @@ pub struct Told {
     pub random: u32,
     /// LOG lines.
     pub logs: Vec<LogRecord>,
+    /// NFLOG copies.
+    pub copies: Vec<NflogRecord>,
+    /// Steps of a traced packet: what their lines begin with.
+    pub steps: Vec<String>,
 }
 
 impl World for Told {
@@ -93,5 +99,13 @@ impl World for Told {
 
     fn log(&mut self, request: &LogRequest<'_>) {
         self.logs.push(LogRecord::new(request));
+    }
+
+    fn nflog(&mut self, request: &NflogRequest<'_>) {
+        self.copies.push(NflogRecord::new(request));
+    }
+
+    fn trace(&mut self, event: &TraceEvent<'_>) {
+        self.steps.push(event.to_string());
     }
 }

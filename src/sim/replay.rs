@@ -131,6 +131,7 @@ impl Replay {
             self.pool.put(frame);
         });
         self.effects.logs.clear();
+        self.effects.copies.clear();
         self.effects.resolve.clear();
         out
     }

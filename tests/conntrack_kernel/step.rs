@@ -87,7 +87,7 @@ impl Step {
     pub(crate) fn template(&self) -> Template {
         let dscp = self.tos() >> 2;
         match ZONES.iter().find(|(code, ..)| *code == dscp) {
-            Some((_, _, zone)) => Template { zone: *zone, notrack: false },
+            Some((_, _, zone)) => Template { zone: *zone, ..Template::DEFAULT },
             None if dscp == NOTRACK => Template::NOTRACK,
             None => Template::DEFAULT,
         }

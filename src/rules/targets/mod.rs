@@ -3,11 +3,52 @@
 //!
 //! A target is registered by one line in the list at the end of this file.
 
+mod argument;
+mod checksum;
+mod classify;
+mod connmark;
+mod ct;
+mod dnat;
+mod dscp;
+mod hl;
 mod log;
+mod mark;
+mod masquerade;
+mod nat_range;
+mod netmap;
+pub(super) mod nflog;
+mod notrack;
+mod redirect;
+pub(super) mod refused;
 mod reject;
+mod snat;
+mod tcpmss;
+mod tos;
+mod trace;
+mod ttl;
 
 pub use log::{LogTarget, log_flags};
 pub use reject::RejectWith;
+pub use trace::{TRACE_LOG, TraceEvent, TracePlace};
+
+use checksum::Checksum;
+use classify::Classify;
+use connmark::Connmark;
+use ct::Ct;
+use dnat::Dnat;
+use dscp::Dscp;
+use hl::Hl;
+use mark::Mark;
+use masquerade::Masquerade;
+use netmap::Netmap;
+use nflog::Nflog;
+use notrack::Notrack;
+use redirect::Redirect;
+use snat::Snat;
+use tcpmss::Tcpmss;
+use tos::Tos;
+use trace::TraceTarget;
+use ttl::Ttl;
 
 use super::context::{Context, World};
 use super::diagnostic::Problem;
@@ -83,7 +124,7 @@ macro_rules! targets {
 
             pub(super) fn wants_conntrack(&self) -> bool {
                 match self {
-                    $(Target::$variant(_) => <$type as Extension>::WANTS_CONNTRACK,)*
+                    $(Target::$variant(target) => target.wants_conntrack(),)*
                     _ => false,
                 }
             }
@@ -142,6 +183,42 @@ targets! {
     Reject(RejectWith),
     /// `-j LOG`: a line in the log; the next rule follows.
     Log(LogTarget),
+    /// `-j MARK`: changes the packet's mark.
+    Mark(Mark),
+    /// `-j CONNMARK`: changes the connection's mark, or takes it over.
+    Connmark(Connmark),
+    /// `-j CT`: what conntrack is to do.
+    Ct(Ct),
+    /// `-j NOTRACK`: conntrack does nothing.
+    Notrack(Notrack),
+    /// `-j TTL`
+    Ttl(Ttl),
+    /// `-j HL`
+    Hl(Hl),
+    /// `-j TOS`
+    Tos(Tos),
+    /// `-j DSCP`
+    Dscp(Dscp),
+    /// `-j TCPMSS`: lowers the segment size of a SYN.
+    Tcpmss(Tcpmss),
+    /// `-j NFLOG`: a copy for a group of listeners.
+    Nflog(Nflog),
+    /// `-j TRACE`: every rule from here on is told.
+    Trace(TraceTarget),
+    /// `-j CLASSIFY`
+    Classify(Classify),
+    /// `-j CHECKSUM`
+    Checksum(Checksum),
+    /// `-j SNAT`
+    Snat(Snat),
+    /// `-j DNAT`
+    Dnat(Dnat),
+    /// `-j MASQUERADE`
+    Masquerade(Masquerade),
+    /// `-j REDIRECT`
+    Redirect(Redirect),
+    /// `-j NETMAP`
+    Netmap(Netmap),
 }
 
 impl Target {
@@ -160,6 +237,10 @@ impl Target {
 
     /// Whether nothing after it in the chain is reached by a packet that matches.
     pub const fn is_final(&self) -> bool {
-        matches!(self, Target::Accept | Target::Drop | Target::Return | Target::Reject(_) | Target::Goto(_))
+        match self {
+            Target::Accept | Target::Drop | Target::Return | Target::Reject(_) | Target::Goto(_) => true,
+            Target::Snat(_) | Target::Dnat(_) | Target::Masquerade(_) | Target::Redirect(_) | Target::Netmap(_) => true,
+            _ => false,
+        }
     }
 }

@@ -16,7 +16,7 @@ impl Lab {
 }
 
 fn zone(id: u16, direction: ZoneDirection) -> Template {
-    Template { zone: Zone { id, direction }, notrack: false }
+    Template { zone: Zone { id, direction }, ..Template::DEFAULT }
 }
 
 const BOTH: ZoneDirection = ZoneDirection::Both;
