@@ -372,7 +372,13 @@ const REFUSED_V4: &[(&str, &str, &str)] = &[
     ("-A FORWARD -j REJECT --reject-with tcp-reset", "REJECT", "needs `-p tcp`"),
     ("-A FORWARD ! -p tcp -j REJECT --reject-with tcp-reset", "REJECT", "needs `-p tcp`"),
     ("-A FORWARD -j REJECT --reject-with icmp6-port-unreachable", "icmp6-port-unreachable", "unknown reject type"),
-    ("-A FORWARD -j MARK --set-mark 1", "MARK", "not covered"),
+    ("-A FORWARD -j SET --add-set x src", "SET", "not covered"),
+    ("-A FORWARD -j NFQUEUE --queue-num 1", "NFQUEUE", "is refused"),
+    ("-A FORWARD -j TTL --ttl-set 1", "TTL", "mangle"),
+    ("-A FORWARD -j MARK", "MARK", "without a mark"),
+    ("-A FORWARD -j MARK --set-mark 1 --or-mark 2", "--or-mark", "excludes"),
+    ("-A FORWARD -p tcp -j TCPMSS --set-mss 1000", "TCPMSS", "SYN packets only"),
+    ("-A FORWARD -j CLASSIFY --set-class 1:2", "CLASSIFY", "traffic control"),
     ("[5] -A FORWARD -j ACCEPT", "[5]", "bad counters"),
     (" [5:6] -A FORWARD -j ACCEPT", "[5:6]", "not a command"),
     ("-L", "-L", "not for a rules file"),
@@ -433,7 +439,7 @@ fn all_bad_lines_are_told_at_once_with_line_and_column() {
         "did you mean `--dport`?",
         "match `owner` cannot be honoured",
         "`10.0.0.300` is not an IPv4 address",
-        "target `DNAT` is not covered",
+        "addresses are not translated",
         "4 errors; the rules were not loaded",
     ] {
         assert!(shown.contains(part), "{part:?} is missing in:\n{shown}");
