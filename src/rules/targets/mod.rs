@@ -237,10 +237,11 @@ impl Target {
 
     /// Whether nothing after it in the chain is reached by a packet that matches.
     pub const fn is_final(&self) -> bool {
-        match self {
-            Target::Accept | Target::Drop | Target::Return | Target::Reject(_) | Target::Goto(_) => true,
-            Target::Snat(_) | Target::Dnat(_) | Target::Masquerade(_) | Target::Redirect(_) | Target::Netmap(_) => true,
-            _ => false,
-        }
+        let translates = matches!(
+            self,
+            Target::Snat(_) | Target::Dnat(_) | Target::Masquerade(_) | Target::Redirect(_) | Target::Netmap(_)
+        );
+        translates
+            || matches!(self, Target::Accept | Target::Drop | Target::Return | Target::Reject(_) | Target::Goto(_))
     }
 }
