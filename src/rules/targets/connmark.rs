@@ -88,6 +88,7 @@ impl Connmark {
 impl Extension for Connmark {
     const NAME: &'static str = "CONNMARK";
     const WANTS_CONNTRACK: bool = true;
+    /// Of the two shifts, the last one given counts, as in iptables.
     const OPTIONS: &'static [OptionSpec] = &[
         OptionSpec::new(SET_XMARK, &["--set-xmark"]).group(1),
         OptionSpec::new(SET_MARK, &["--set-mark"]).group(1),
@@ -96,8 +97,8 @@ impl Extension for Connmark {
         OptionSpec::new(XOR_MARK, &["--xor-mark"]).group(1),
         OptionSpec::new(SAVE_MARK, &["--save-mark"]).arguments(0).group(1),
         OptionSpec::new(RESTORE_MARK, &["--restore-mark"]).arguments(0).group(1),
-        OptionSpec::new(LEFT_SHIFT, &["--left-shift-mark"]).group(2),
-        OptionSpec::new(RIGHT_SHIFT, &["--right-shift-mark"]).group(2),
+        OptionSpec::new(LEFT_SHIFT, &["--left-shift-mark"]),
+        OptionSpec::new(RIGHT_SHIFT, &["--right-shift-mark"]),
         OptionSpec::new(CTMASK, &["--ctmask"]),
         OptionSpec::new(NFMASK, &["--nfmask"]),
         OptionSpec::new(MASK, &["--mask"]),
