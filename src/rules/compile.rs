@@ -28,6 +28,7 @@ pub(super) struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     pub(super) fn new(ruleset: &'a Ruleset, registry: &'a mut Registry, previous: Option<Previous<'a>>) -> Parts<'a> {
+        registry.surround(ruleset);
         let vector = previous.map(|previous| previous.vector);
         let matches = vector.map_or(&[][..], |vector| &vector.matches);
         let targets = vector.map_or(&[][..], |vector| &vector.targets);

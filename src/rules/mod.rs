@@ -34,6 +34,7 @@ mod registry;
 mod row;
 mod rule;
 mod save;
+mod set;
 mod table;
 mod targets;
 mod token;
@@ -47,6 +48,9 @@ mod vector;
 #[path = "../../tests/rules_generator/mod.rs"]
 pub(crate) mod generator;
 #[cfg(test)]
+#[path = "../../tests/sets_generator/mod.rs"]
+pub(crate) mod set_generator;
+#[cfg(test)]
 mod tests;
 
 pub use context::{AddressType, Context, Liveness, World};
@@ -56,12 +60,13 @@ pub use diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 pub use lint::lint;
 pub use log::{LogRecord, LogRequest, log_line};
 pub use matches::*;
-pub use pair::{rule_texts, unchanged};
 pub use nflog::{NflogRecord, NflogRequest, packet_block};
+pub use pair::{rule_texts, unchanged};
 pub use registry::Registry;
 pub use rule::*;
 pub use save::{rule_text, save, save_table};
-pub use targets::{LogTarget, RejectWith, TRACE_LOG, Target, TraceEvent, TracePlace, log_flags};
+pub use set::{SetTable, Sets};
+pub use targets::{LogTarget, RejectWith, SetTarget, TRACE_LOG, Target, TraceEvent, TracePlace, log_flags};
 pub use told::Told;
 pub use trace::Trace;
 pub use tracking::{Reason, Tracking, tracking};
@@ -69,6 +74,7 @@ pub use vector::{Previous, RuleVector};
 
 use crate::verdict::DropReason;
 use crate::wire::Family;
+use std::sync::Arc;
 
 /// Reads a rules file: `text` is what `iptables-save` (IPv4) or `ip6tables-save` (IPv6) prints, `file` the name to show
 /// in messages, `ports` the interface names by [`PortId`] (empty when they are not known yet).
@@ -76,7 +82,22 @@ use crate::wire::Family;
 /// # Errors
 /// Every line that is wrong, not covered, or understood and not to be done here.
 pub fn load(file: &str, text: &str, family: Family, ports: &[&str]) -> Result<Ruleset, Diagnostics> {
-    let ruleset = understand(file, text, family, ports)?;
+    load_with_sets(file, text, family, ports, &Arc::default())
+}
+
+/// Reads a rules file as [`load`] does, whose rules may name these sets (`-m set`, `-j SET`). What is compiled of it looks into
+/// them, whatever they are replaced with later.
+///
+/// # Errors
+/// As [`load`]; and every name of a set that there is not, or is of the other IP version.
+pub fn load_with_sets(
+    file: &str,
+    text: &str,
+    family: Family,
+    ports: &[&str],
+    sets: &Arc<SetTable>,
+) -> Result<Ruleset, Diagnostics> {
+    let ruleset = understand_with_sets(file, text, family, ports, sets)?;
     match ruleset.not_honoured.is_empty() {
         true => Ok(ruleset),
         false => Err(ruleset.not_honoured),
@@ -89,6 +110,21 @@ pub fn load(file: &str, text: &str, family: Family, ports: &[&str]) -> Result<Ru
 /// # Errors
 /// Every line that is wrong or not covered (with them, all that cannot be done).
 pub fn understand(file: &str, text: &str, family: Family, ports: &[&str]) -> Result<Ruleset, Diagnostics> {
+    understand_with_sets(file, text, family, ports, &Arc::default())
+}
+
+/// As [`understand`], with sets that the rules may name. When there are none at all, a rule that names one is understood and
+/// cannot be done.
+///
+/// # Errors
+/// As [`understand`].
+pub fn understand_with_sets(
+    file: &str,
+    text: &str,
+    family: Family,
+    ports: &[&str],
+    sets: &Arc<SetTable>,
+) -> Result<Ruleset, Diagnostics> {
     let mut report = diagnostic::Report::new(file, text);
     let parsed = parse::parse(text, family, &mut report);
     let mut ruleset = Ruleset {
@@ -97,10 +133,12 @@ pub fn understand(file: &str, text: &str, family: Family, ports: &[&str]) -> Res
         ports: ports.iter().map(|&port| port.to_owned()).collect(),
         chains: parsed.chains,
         tables: parsed.tables,
+        sets: Arc::clone(sets),
         warnings: Diagnostics::default(),
         not_honoured: Diagnostics::default(),
     };
     check::check(&ruleset, &mut report);
+    set::check(&ruleset, &mut report);
     if report.has_errors() {
         return Err(report.finish());
     }

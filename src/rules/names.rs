@@ -352,7 +352,6 @@ pub(super) const MATCHES_NOT_COVERED: &[&str] = &[
     "rpfilter",
     "rt",
     "sctp",
-    "set",
     "socket",
     "srh",
     "statistic",
@@ -363,9 +362,6 @@ pub(super) const MATCHES_NOT_COVERED: &[&str] = &[
     "ttl",
     "u32",
 ];
-
-/// Targets that iptables 1.8 has and this version does not cover.
-pub(super) const TARGETS_NOT_COVERED: &[&str] = &["SET"];
 
 #[cfg(test)]
 mod tests {

@@ -464,11 +464,6 @@ impl<'a> Reader<'a, '_, '_> {
         if let Some(reason) = refused::reason(name).filter(|_| targets_too) {
             return Err(Problem::new(span, format!("target `{name}` is refused"), "not done here").help(reason));
         }
-        if names::TARGETS_NOT_COVERED.contains(&name) {
-            let covered = names_of(Target::KINDS, self.scope.family);
-            return Err(Problem::new(span, format!("target `{name}` is not covered by this version"), "not covered")
-                .help(format!("covered are ACCEPT, DROP, RETURN, {covered} and the file's own chains")));
-        }
         let chains = self.scope.chains.iter().skip(self.scope.builtin).map(String::as_str);
         let targets = ["ACCEPT", "DROP", "RETURN"].into_iter().chain(Target::KINDS.iter().map(|kind| kind.name));
         let near = match targets_too {

@@ -74,7 +74,10 @@ pub fn evaluate(
             },
             Some(target) => {
                 let Memory { registry, targets, .. } = memory;
-                let state = targets.entry((chain, index)).or_insert_with(|| target.state(registry));
+                let state = targets.entry((chain, index)).or_insert_with(|| {
+                    registry.surround(ruleset);
+                    target.state(registry)
+                });
                 match target.run(context, world, state) {
                     Outcome::Continue => {}
                     Outcome::Accept => return Decision::Accept,
@@ -100,7 +103,10 @@ impl Walk<'_, '_> {
         }
         for (number, matched) in rule.matches.iter().enumerate() {
             let Memory { registry, matches, .. } = memory;
-            let state = matches.entry((place.0, place.1, number)).or_insert_with(|| matched.state(registry));
+            let state = matches.entry((place.0, place.1, number)).or_insert_with(|| {
+                registry.surround(self.ruleset);
+                matched.state(registry)
+            });
             let answer = matched.test(self.context, world, state);
             if answer != Answer::Yes {
                 return answer;

@@ -207,7 +207,7 @@ pub(super) fn check_chain_name(name: &Token) -> Result<(), Problem> {
 
 fn is_target(name: &str) -> bool {
     let known = Target::KINDS.iter().any(|kind| kind.name == name);
-    known || matches!(name, "ACCEPT" | "DROP" | "RETURN") || super::names::TARGETS_NOT_COVERED.contains(&name)
+    known || matches!(name, "ACCEPT" | "DROP" | "RETURN") || super::targets::refused::reason(name).is_some()
 }
 
 pub(super) fn chain_policy(

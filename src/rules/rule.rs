@@ -6,8 +6,10 @@
 
 use super::diagnostic::{Diagnostics, Span};
 use super::matches::Match;
+use super::set::SetTable;
 use super::targets::Target;
 use crate::wire::{Addr, Family};
+use std::sync::Arc;
 
 /// How many jumps may be open at once: the return stack's size, bounded when the file is loaded.
 pub const MAX_DEPTH: usize = 32;
@@ -145,6 +147,8 @@ pub struct Ruleset {
     pub chains: Vec<Chain>,
     /// The tables the file has, in its order.
     pub tables: Vec<TableName>,
+    /// The sets that rules may name.
+    pub(super) sets: Arc<SetTable>,
     pub(super) warnings: Diagnostics,
     pub(super) not_honoured: Diagnostics,
 }

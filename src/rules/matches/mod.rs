@@ -37,6 +37,8 @@ mod refused;
 mod rpfilter;
 mod rt;
 mod sctp;
+pub(super) mod set;
+
 mod tcp;
 mod tcpmss;
 #[cfg(test)]
@@ -75,6 +77,7 @@ pub use port::PortRange;
 pub use rpfilter::RpfilterMatch;
 pub use rt::RtMatch;
 pub use sctp::SctpMatch;
+pub use set::SetMatch;
 pub use tcp::{TcpFlags, TcpMatch, TcpOption};
 pub use tcpmss::TcpmssMatch;
 pub use tos::TosMatch;
@@ -251,4 +254,6 @@ matches! {
     Eui64(Eui64Match),
     /// `-m mh`
     Mh(MhMatch),
+    /// `-m set`
+    Set(SetMatch),
 }

@@ -21,6 +21,7 @@ mod notrack;
 mod redirect;
 pub(super) mod refused;
 mod reject;
+pub(super) mod set;
 mod snat;
 mod tcpmss;
 mod tos;
@@ -29,6 +30,7 @@ mod ttl;
 
 pub use log::{LogTarget, log_flags};
 pub use reject::RejectWith;
+pub use set::SetTarget;
 pub use trace::{TRACE_LOG, TraceEvent, TracePlace};
 
 use checksum::Checksum;
@@ -219,6 +221,8 @@ targets! {
     Redirect(Redirect),
     /// `-j NETMAP`
     Netmap(Netmap),
+    /// `-j SET`: adds to a set, deletes from one, or takes a mark from one.
+    Set(SetTarget),
 }
 
 impl Target {
