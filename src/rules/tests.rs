@@ -372,7 +372,7 @@ const REFUSED_V4: &[(&str, &str, &str)] = &[
     ("-A FORWARD -j REJECT --reject-with tcp-reset", "REJECT", "needs `-p tcp`"),
     ("-A FORWARD ! -p tcp -j REJECT --reject-with tcp-reset", "REJECT", "needs `-p tcp`"),
     ("-A FORWARD -j REJECT --reject-with icmp6-port-unreachable", "icmp6-port-unreachable", "unknown reject type"),
-    ("-A FORWARD -j SET --add-set x src", "SET", "not covered"),
+    ("-A FORWARD -j SET --add-set x src", "x", "there is no set `x`"),
     ("-A FORWARD -j NFQUEUE --queue-num 1", "NFQUEUE", "is refused"),
     ("-A FORWARD -j TTL --ttl-set 1", "TTL", "mangle"),
     ("-A FORWARD -j MARK", "MARK", "without a mark"),
