@@ -15,6 +15,7 @@ use crate::control::startup::Failure;
 
 mod capture;
 mod conntrack;
+mod reload;
 mod replay;
 mod rules;
 mod run;
@@ -39,6 +40,8 @@ Examples:
       xrouter conntrack -L -p tcp -s 192.168.1.0/24
   Change a setting of a running router, as sysctl(8) would:
       xrouter sysctl -w net.netfilter.nf_conntrack_udp_timeout=60
+  Put other rules in force, without losing a packet:
+      xrouter reload --dry-run && xrouter reload
 
 Exit codes:
   0  done
@@ -49,7 +52,7 @@ Exit codes:
 
 /// A stateful router over AF_XDP: iptables-save rules, nf_conntrack states, one busy-polling worker per NIC queue.
 ///
-/// Forwards IPv4 and IPv6 between two interfaces, in the foreground, until SIGTERM or SIGINT. Addresses, routes and neighbours
+/// Forwards IPv4 and IPv6 between two interfaces, in the foreground, until SIGTERM or SIGINT; SIGHUP reads the rules again. Addresses, routes and neighbours
 /// stay the kernel's, and so does every packet for the host itself. When packets flow, one line beginning `xrouter ready`
 /// appears on standard output; the log goes to standard error.
 #[derive(Debug, Parser)]
@@ -141,6 +144,8 @@ enum Verb {
     Conntrack(Box<conntrack::ConntrackArgs>),
     /// Show and change a running router's conntrack settings, as sysctl(8) does
     Sysctl(sysctl::SysctlArgs),
+    /// Have a running router read its rules again
+    Reload(reload::ReloadArgs),
     /// Run captured packets through rules and connection tracking; needs no privileges
     Replay(replay::ReplayArgs),
     /// Print the version
@@ -171,6 +176,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Stats(args)) => stats::run(&args),
         Some(Verb::Conntrack(args)) => conntrack::run(&args),
         Some(Verb::Sysctl(args)) => sysctl::run(&args),
+        Some(Verb::Reload(args)) => reload::run(&args),
         Some(Verb::Replay(args)) => replay::run(&args),
         Some(Verb::Version) => version::run(),
     };

@@ -168,7 +168,7 @@ pub(super) fn read(
     Ok(ruleset)
 }
 
-fn colours() -> bool {
+pub(super) fn colours() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 

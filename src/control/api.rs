@@ -1,7 +1,7 @@
 //! The control socket: JSON lines over a Unix stream socket, the server for the daemon and the client for the verbs.
 //!
-//! A client writes one [`Request`] per line. The daemon answers each with [`Reply`] lines: `stats`, `rules`, `get` and
-//! `sysctl` with one, `conntrack` and `delete` with one per connection and then `end`, `events` with one per event for as
+//! A client writes one [`Request`] per line. The daemon answers each with [`Reply`] lines: `stats`, `rules`, `get`,
+//! `sysctl` and `reload` with one, `conntrack` and `delete` with one per connection and then `end`, `events` with one per event for as
 //! long as the client stays; whatever goes wrong with one `error`. A request that is too long or no JSON is answered with an
 //! error, and after one that is too long the connection ends, since nobody knows where the next begins. Listings are fetched
 //! from the workers in bounded pieces that are written before the next is fetched, so a long listing holds no worker up and
@@ -24,6 +24,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader as Async
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast;
 
+use super::reload::{Refused, ReloadReport, Wish};
 use super::startup::Failure;
 use super::stats::StatsReport;
 use crate::conntrack::{ConnFilter, ConnView, EventKind, EventMask, Tuple};
@@ -40,10 +41,10 @@ pub const MAX_REQUEST: usize = 4096;
 const MAX_CLIENTS: usize = 32;
 
 /// Connections fetched from a worker at a time, at most.
-const PIECE: usize = 1024;
+pub(super) const PIECE: usize = 1024;
 
 /// Records of a worker's table looked at for a piece, at most.
-const BUDGET: usize = 65_536;
+pub(super) const BUDGET: usize = 65_536;
 
 /// Bytes of events written at a time, about.
 const EVENTS_WRITTEN: usize = 65_536;
@@ -79,6 +80,9 @@ pub trait Backend {
 
     /// The rules with counters, as iptables-save prints them.
     fn rules_text(&self, family: Family) -> impl Future<Output = Result<String, BackendError>>;
+
+    /// Reads rules and configuration again, for process `by`.
+    fn reload(&self, wish: &Wish, by: u32) -> impl Future<Output = Result<ReloadReport, Refused>>;
 }
 
 /// What a listener hears.
@@ -179,6 +183,8 @@ pub enum Request {
         #[serde(default)]
         set: BTreeMap<String, u64>,
     },
+    /// Read rules and configuration again.
+    Reload(Wish),
 }
 
 fn four() -> u8 {
@@ -213,6 +219,10 @@ pub enum Reply {
         /// How many connections it had.
         count: u64,
     },
+    /// The answer to `reload`.
+    Reloaded(ReloadReport),
+    /// A file is wrong, and nothing was changed: every wrong place, to be shown as it is.
+    Refused(String),
     /// It cannot be done, and why.
     Error(String),
 }
@@ -357,6 +367,11 @@ async fn answer<B: Backend>(write: &mut Writer, request: Request, pid: u32, back
             backend.get(&tuple).await.map(|found| found.map_or(Reply::None {}, Reply::Conn))
         }
         Request::Sysctl { set } => backend.sysctl(&set).await.map(Reply::Sysctl),
+        Request::Reload(wish) => match backend.reload(&wish, pid).await {
+            Ok(report) => Ok(Reply::Reloaded(report)),
+            Err(Refused::Files(report)) => Ok(Reply::Refused(report)),
+            Err(Refused::Workers(error)) => Err(error),
+        },
         Request::Events { .. } => unreachable!("taken by the caller"),
     };
     send(write, &reply.unwrap_or_else(|error| Reply::Error(error.0))).await
@@ -526,6 +541,7 @@ impl Client {
             Reply::Error(message) => {
                 Err(Failure::Running(format!("the daemon at {} says: {message}", self.path.display())))
             }
+            Reply::Refused(report) => Err(Failure::Report(report)),
             reply => Ok(reply),
         }
     }

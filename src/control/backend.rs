@@ -4,6 +4,8 @@
 //! them from the workers' rings and hands each to every listener, who is told how many it was too slow for.
 //! One question is out per worker at a time; several clients take turns. A worker that does not answer within
 //! [`PATIENCE`] (it is stuck, or its core is not its own) is reported to the client, never waited for.
+//! What the rules have counted is [`InForce`]'s and the workers': what rules that are unchanged had counted before the
+//! last reload, and what each worker has counted since.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +16,9 @@ use rtrb::{Consumer, RingBuffer};
 use tokio::sync::{Mutex, broadcast};
 
 use super::api::{Backend, BackendError, EventReport, Told};
+use super::config::Config;
+use super::reload::{Refused, ReloadReport, Reloads, Wish};
+use super::sources::Sources;
 use super::stats::{
     Build, ConntrackReport, Drops, PortReport, QueueReport, RuleReport, SCHEMA, StatsReport, Traffic, WorkerReport,
     XskReport,
@@ -21,7 +26,7 @@ use super::stats::{
 use super::sysctl;
 use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Tuple};
 use crate::device::PortId;
-use crate::rules::{self, RuleCounters, Ruleset};
+use crate::rules::{self, Registry, RuleCounters, Ruleset};
 use crate::snapshot::{Policy, Routing};
 use crate::wire::Family;
 use crate::worker::{EVENT_RING, Line, QueueStats, Reply, Request, TableCounts, Walk, WorkerStats, since};
@@ -46,8 +51,37 @@ pub struct Facts {
     pub poll: String,
     /// Core of each worker.
     pub cores: Vec<u32>,
-    /// The rules in force, IPv4 and IPv6.
-    pub rulesets: [Arc<Ruleset>; 2],
+}
+
+/// What a reload changes. Whoever holds it knows that the workers count for these rules.
+#[derive(Debug)]
+pub(super) struct InForce {
+    /// What they were read by.
+    pub(super) config: Config,
+    /// The rules, IPv4 and IPv6.
+    pub(super) rulesets: [Arc<Ruleset>; 2],
+    /// What they had counted when they were published.
+    pub(super) counted: [RuleCounters; 2],
+}
+
+impl InForce {
+    /// Rules that have counted nothing yet.
+    fn new(config: Config, rulesets: [Arc<Ruleset>; 2]) -> InForce {
+        let counted = rulesets.each_ref().map(|ruleset| RuleCounters::new(ruleset));
+        InForce { config, rulesets, counted }
+    }
+
+    /// What has been counted in all, by what the workers have counted since.
+    fn total(&self, all: &[WorkerStats], family: Family) -> RuleCounters {
+        let mut total = self.counted[family_index(family)].clone();
+        for stats in all {
+            total.add(match family {
+                Family::V4 => &stats.rules_v4,
+                Family::V6 => &stats.rules_v6,
+            });
+        }
+        total
+    }
 }
 
 /// The workers; see the module's head.
@@ -56,10 +90,33 @@ pub struct Workers {
     lines: Vec<Mutex<Line>>,
     facts: Facts,
     /// Those in force.
-    settings: Mutex<Settings>,
+    pub(super) settings: Mutex<Settings>,
     listening: Mutex<Option<Listening>>,
-    policy: Arc<ArcSwap<Policy>>,
-    routing: Arc<ArcSwap<Routing>>,
+    pub(super) policy: Arc<ArcSwap<Policy>>,
+    pub(super) routing: Arc<ArcSwap<Routing>>,
+    pub(super) in_force: Mutex<InForce>,
+    /// Where rules and configuration are read; held while they are.
+    pub(super) sources: Mutex<Sources>,
+    /// What rules share by name. It outlives them, as long as some rule uses it.
+    pub(super) registry: Arc<std::sync::Mutex<Registry>>,
+    pub(super) reloads: Reloads,
+}
+
+/// What the workers read, and where it comes from.
+#[derive(Debug)]
+pub struct Published {
+    /// The rules, compiled.
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// The routes.
+    pub routing: Arc<ArcSwap<Routing>>,
+    /// Where rules and configuration were read.
+    pub sources: Sources,
+    /// The configuration.
+    pub config: Config,
+    /// The rules, IPv4 and IPv6.
+    pub rulesets: [Arc<Ruleset>; 2],
+    /// What they share by name.
+    pub registry: Registry,
 }
 
 /// While somebody listens to connection events.
@@ -73,16 +130,22 @@ struct Listening {
 }
 
 impl Workers {
-    /// Over these lines, one for each of `facts.cores`. `settings` are those that the workers have.
-    pub fn new(
-        lines: Vec<Line>,
-        facts: Facts,
-        settings: Settings,
-        policy: Arc<ArcSwap<Policy>>,
-        routing: Arc<ArcSwap<Routing>>,
-    ) -> Workers {
-        let lines = lines.into_iter().map(Mutex::new).collect();
-        Workers { lines, facts, settings: Mutex::new(settings), listening: Mutex::new(None), policy, routing }
+    /// Over these lines, one for each of `facts.cores`. The workers have `settings`, and the rules that `sources` gave with
+    /// `config`.
+    pub fn new(lines: Vec<Line>, facts: Facts, settings: Settings, published: Published) -> Workers {
+        let Published { policy, routing, sources, config, rulesets, registry } = published;
+        Workers {
+            lines: lines.into_iter().map(Mutex::new).collect(),
+            facts,
+            settings: Mutex::new(settings),
+            listening: Mutex::new(None),
+            policy,
+            routing,
+            in_force: Mutex::new(InForce::new(config, rulesets)),
+            sources: Mutex::new(sources),
+            registry: Arc::new(registry.into()),
+            reloads: Reloads::default(),
+        }
     }
 
     /// Brings events from the workers to those who listen, until dropped.
@@ -146,7 +209,7 @@ impl Workers {
 
     /// Puts settings in force in all workers, or in none: those in force `before` go again to every worker that was asked,
     /// also to one that has not answered and finds both when it does.
-    async fn put_in_force(&self, settings: &Settings, before: &Settings) -> Result<(), BackendError> {
+    pub(super) async fn put_in_force(&self, settings: &Settings, before: &Settings) -> Result<(), BackendError> {
         for worker in 0..self.lines.len() {
             let Err(error) = self.give_settings(worker, settings).await else { continue };
             for asked in 0..=worker {
@@ -166,7 +229,7 @@ impl Workers {
         }
     }
 
-    async fn ask(&self, worker: usize, request: Request) -> Result<Reply, BackendError> {
+    pub(super) async fn ask(&self, worker: usize, request: Request) -> Result<Reply, BackendError> {
         let silent = || BackendError(format!("worker {worker} does not answer; is its core its own?"));
         let mut line = self.lines[worker].lock().await;
         if !line.ask(request) {
@@ -224,12 +287,13 @@ impl Workers {
     }
 }
 
-fn another(worker: usize) -> BackendError {
+pub(super) fn another(worker: usize) -> BackendError {
     BackendError(format!("worker {worker} answered another question"))
 }
 
 impl Backend for Workers {
     async fn stats(&self) -> Result<StatsReport, BackendError> {
+        let in_force = self.in_force.lock().await;
         let all = self.all_stats().await?;
         let routing = self.routing.load();
         let workers = all.iter().zip(&self.facts.cores).map(|(stats, core)| worker_report(stats, *core, &routing));
@@ -244,7 +308,7 @@ impl Backend for Workers {
             routing_generation: routing.generation,
             ports: PortId::ALL.map(|port| port_report(port, &routing)).into(),
             workers: workers.collect(),
-            rules: rule_reports(&self.facts.rulesets, &all),
+            rules: rule_reports(&in_force, &all),
         })
     }
 
@@ -319,38 +383,28 @@ impl Backend for Workers {
     }
 
     async fn rules_text(&self, family: Family) -> Result<String, BackendError> {
+        let in_force = self.in_force.lock().await;
         let all = self.all_stats().await?;
-        let index = family_index(family);
-        Ok(rules::save(&self.facts.rulesets[index], Some(&merged(&all, family))))
+        Ok(rules::save(&in_force.rulesets[family_index(family)], Some(&in_force.total(&all, family))))
+    }
+
+    async fn reload(&self, wish: &Wish, by: u32) -> Result<ReloadReport, Refused> {
+        self.reload_now(wish, by).await
     }
 }
 
-const fn family_index(family: Family) -> usize {
+pub(super) const fn family_index(family: Family) -> usize {
     match family {
         Family::V4 => 0,
         Family::V6 => 1,
     }
 }
 
-/// The counters of all workers together.
-fn merged(all: &[WorkerStats], family: Family) -> RuleCounters {
-    let of = |stats: &'_ WorkerStats| match family {
-        Family::V4 => stats.rules_v4.clone(),
-        Family::V6 => stats.rules_v6.clone(),
-    };
-    let all = all.iter().map(of);
-    all.reduce(|mut sum, counters| {
-        sum.add(&counters);
-        sum
-    })
-    .expect("there is at least one worker")
-}
-
-fn rule_reports(rulesets: &[Arc<Ruleset>; 2], all: &[WorkerStats]) -> Vec<RuleReport> {
+fn rule_reports(in_force: &InForce, all: &[WorkerStats]) -> Vec<RuleReport> {
     let mut reports = Vec::new();
     for (family, number) in [(Family::V4, 4), (Family::V6, 6)] {
-        let counters = merged(all, family);
-        let ruleset = &rulesets[family_index(family)];
+        let counters = in_force.total(all, family);
+        let ruleset = &in_force.rulesets[family_index(family)];
         let report = |chain: &rules::Chain, rule: usize, text: String, counter: Option<rules::Counter>| {
             let counter = counter.unwrap_or_default();
             RuleReport {

@@ -2,9 +2,11 @@
 //!
 //! The order is [`super::startup`]'s: whatever an operator can get wrong is told before anything is changed. Then this
 //! thread is the control thread: it follows the kernel's routes and neighbours, keeps the XDP program's addresses up to
-//! date, writes LOG lines, answers the control socket and the metrics page, and waits for a signal, for a worker that
-//! had to stop, or for an interface that disappears. The worker runs on its own pinned core.
+//! date, writes LOG lines, answers the control socket and the metrics page, reads the rules again when SIGHUP or a client
+//! says so, and waits for a signal to end, for a worker that had to stop, or for an interface that disappears. The worker
+//! runs on its own pinned core.
 
+use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +21,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::api::ControlSocket;
-use super::backend::{Facts, Workers};
+use super::backend::{Facts, Published, Workers};
 use super::config::{self, Config};
 use super::metrics;
 use super::netlink::{self, Netlink};
+use super::reload;
+use super::sources::Sources;
 use super::startup::{self, Failure, Ready};
 use super::sysctl;
 use super::table_full;
@@ -30,7 +34,7 @@ use crate::conntrack::Settings;
 use crate::datapath::Shard;
 use crate::device::PortId;
 use crate::route::Neighbour;
-use crate::rules::{self, LogRecord, RuleVector, Ruleset};
+use crate::rules::{self, LogRecord, Registry, Ruleset};
 use crate::snapshot::{Policy, Routing};
 use crate::worker::{Handle, Parts, Poll, PortLost, Worker, mailbox};
 use crate::xdp::{BusyPoll, Edge, EdgeConfig, EdgeError, Mode, Punter, XdpQueue};
@@ -42,17 +46,18 @@ const USE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often LOG records are looked for.
 const LOG_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Runs with these rules (IPv4, IPv6) until a signal ends it. The configuration has been checked against the machine.
+/// Runs with these rules (IPv4, IPv6), which `sources` gave as they gave `config`, until a signal ends it. The configuration has
+/// been checked against the machine.
 ///
 /// # Errors
 /// Why it could not start, or had to stop.
-pub fn run(config: &Config, rulesets: [Ruleset; 2]) -> Result<(), Failure> {
+pub fn run(sources: Sources, config: &Config, rulesets: [Ruleset; 2]) -> Result<(), Failure> {
     let core = choose_core(config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Running(format!("cannot make the control thread's runtime: {error}")))?;
-    runtime.block_on(serve(config, core, rulesets.map(Arc::new)))
+    runtime.block_on(serve(sources, config, core, rulesets.map(Arc::new)))
 }
 
 /// The worker's core: the first of `--cores`, else the last this process may run on (the first ones serve most interrupts).
@@ -172,7 +177,12 @@ fn pin(core: usize) {
     }
 }
 
-async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Result<(), Failure> {
+async fn serve(
+    sources: Sources,
+    config: &Config,
+    core: usize,
+    rulesets: [Arc<Ruleset>; 2],
+) -> Result<(), Failure> {
     let settings = sysctl::at_start(config.sysctl_from_kernel, &config.conntrack)?;
     let control = ControlSocket::bind(&config.control)?;
     let listener = match config.metrics {
@@ -190,17 +200,16 @@ async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Res
         tracing::info!("{line}");
     }
 
-    let policy = Arc::new(ArcSwap::from_pointee(Policy {
-        generation: 1,
-        v4: RuleVector::compile(&rulesets[0]),
-        v6: RuleVector::compile(&rulesets[1]),
-    }));
+    let mut registry = Registry::default();
+    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, &mut registry)));
     let (worker, handle) = build_worker(settings.clone(), &mut edge, policy.clone(), routing.clone())?;
     let Handle { line, mut logs, mut resolve } = handle;
-    let facts = facts(config, core, &edge, &rulesets);
+    let facts = facts(config, core, &edge);
     let start = facts.start;
     let ready = ready(config, core, &edge, &rulesets);
-    let workers = Workers::new(vec![line], facts, settings, policy, routing.clone());
+    let (routing_too, config_too) = (routing.clone(), config.clone());
+    let published = Published { policy, routing: routing_too, sources, config: config_too, rulesets, registry };
+    let workers = Workers::new(vec![line], facts, settings, published);
     let mut running = Running::start(worker, core, poll(config), start)?;
     ready.announce();
 
@@ -221,14 +230,18 @@ async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Res
     let serve_control = control.serve(&workers);
     let watch_table = table_full::watch(&workers);
     let serve_events = workers.serve_events();
-    tokio::pin!(serve_metrics, serve_control, serve_events, watch_table);
+    let serve_reloads = workers.serve_reloads();
+    tokio::pin!(serve_metrics, serve_control, serve_events, serve_reloads, watch_table);
     let mut log = Log::default();
     let outcome = loop {
         tokio::select! {
-            name = signals.next() => {
-                tracing::info!("{name}: giving the interfaces back");
-                break Ok(());
-            }
+            heard = signals.next() => match heard {
+                Heard::End(name) => {
+                    tracing::info!("{name}: giving the interfaces back");
+                    break Ok(());
+                }
+                Heard::Reload => workers.want_reload(),
+            },
             // Also when the channel closes without a word: then the worker panicked.
             _ = running.ended.recv() => break running.finish(),
             ended = &mut follow => break ended.map_err(Failure::from).and_then(|()| running.finish()),
@@ -247,6 +260,7 @@ async fn serve(config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Res
             () = &mut serve_control => {}
             () = &mut watch_table => {}
             () = &mut serve_events => {}
+            () = &mut serve_reloads => {}
         }
     };
     startup::announce_stopping();
@@ -306,13 +320,12 @@ fn secret() -> Result<[u64; 2], Failure> {
     Ok([word(0), word(8)])
 }
 
-fn facts(config: &Config, core: usize, edge: &Edge, rulesets: &[Arc<Ruleset>; 2]) -> Facts {
+fn facts(config: &Config, core: usize, edge: &Edge) -> Facts {
     Facts {
         start: std::time::Instant::now(),
         mode: edge.report().mode.to_string(),
         poll: config.poll.name().to_owned(),
         cores: vec![core as u32],
-        rulesets: rulesets.clone(),
     }
 }
 
@@ -423,11 +436,20 @@ impl Log {
     }
 }
 
-/// SIGTERM, SIGINT, and SIGHUP (the terminal is gone).
+/// What a signal wants.
+enum Heard {
+    /// The end; the signal's name.
+    End(&'static str),
+    /// Rules read again.
+    Reload,
+}
+
+/// SIGTERM, SIGINT, and SIGHUP. The last means a reload, but the end when it comes because the terminal is gone.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    on_terminal: bool,
 }
 
 impl Signals {
@@ -437,15 +459,20 @@ impl Signals {
             terminate: signal(SignalKind::terminate()).map_err(failed)?,
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
             hangup: signal(SignalKind::hangup()).map_err(failed)?,
+            on_terminal: std::io::stdin().is_terminal(),
         })
     }
 
-    /// The name of the next one.
-    async fn next(&mut self) -> &'static str {
+    /// The next one.
+    async fn next(&mut self) -> Heard {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.hangup.recv() => "SIGHUP",
+            _ = self.terminate.recv() => Heard::End("SIGTERM"),
+            _ = self.interrupt.recv() => Heard::End("SIGINT"),
+            // One that hung up is no terminal any more (isatty fails with EIO).
+            _ = self.hangup.recv() => match self.on_terminal && !std::io::stdin().is_terminal() {
+                true => Heard::End("SIGHUP, and the terminal is gone"),
+                false => Heard::Reload,
+            },
         }
     }
 }

@@ -8,6 +8,8 @@ pub mod config;
 pub mod daemon;
 pub mod metrics;
 pub mod netlink;
+pub mod reload;
+pub mod sources;
 pub mod startup;
 pub mod stats;
 pub mod sysctl;

@@ -290,6 +290,20 @@ impl Ready {
     }
 }
 
+/// Tells systemd that files are being read again.
+pub fn announce_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now, NotifyState::Status("reading the rules again")]),
+        Err(error) => tracing::warn!("cannot read the monotonic clock: {error}"),
+    }
+}
+
+/// Tells systemd that this is over.
+pub fn announce_reloaded(well: bool) {
+    let status = if well { "routing, with rules read again" } else { "routing, with the rules as before: a reload was refused" };
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
 /// Tells systemd that the end has begun.
 pub fn announce_stopping() {
     notify(&[NotifyState::Stopping, NotifyState::Status("giving the interfaces back")]);

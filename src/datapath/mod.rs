@@ -18,7 +18,7 @@ mod surroundings;
 mod waiting;
 
 pub use effects::{Effects, Resolve};
-pub use shard::{Counters, PortCounters, Shard, WallClock};
+pub use shard::{Counters, Ledger, PortCounters, Shard, WallClock};
 
 use crate::arch;
 use crate::conntrack::{ConnId, ConnRef, CtInfo, Direction, Template, Tracked, Tuple};

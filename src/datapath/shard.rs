@@ -1,7 +1,9 @@
 //! One worker's state: [`Shard`]. Nobody else touches it; there is no lock.
 //!
 //! Made once at start, with all its memory. It outlives every [`Policy`] and [`crate::snapshot::Routing`]: connections
-//! stay when rules change.
+//! stay when rules change. What the rules have counted is in a [`Ledger`], one for each policy: whoever is about to publish a
+//! new policy gives the shard its ledger first and fetches the old one afterwards, so that the shard only exchanges the
+//! two (and allocates one itself where nobody did so, as in tests).
 
 use crate::conntrack::{Candidate, Conntrack, Settings};
 use crate::device::PortId;
@@ -17,7 +19,7 @@ use core::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::sync::Arc;
 
 use super::budget::PuntBudget;
-use super::shortcut::Shortcuts;
+use super::shortcut::{Shortcuts, Traces};
 use super::waiting::Waiting;
 
 /// Packets and bytes (of Ethernet frames, without preamble and FCS) in both directions of one port.
@@ -110,6 +112,34 @@ pub(super) const fn family_index(family: Family) -> usize {
     }
 }
 
+/// What one worker counted under one policy. Made and read by the control thread; in between it is the worker's.
+#[derive(Debug)]
+pub struct Ledger {
+    generation: u64,
+    rules: [RuleCounters; 2],
+    traces: Traces,
+}
+
+impl Ledger {
+    /// With nothing counted, for `policy`.
+    pub fn new(policy: &Policy) -> Ledger {
+        let rules = [policy.v4.counters(), policy.v6.counters()];
+        Ledger { generation: policy.generation, rules, traces: Traces::new() }
+    }
+
+    /// The policy's generation.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Packets and bytes per rule.
+    pub fn counters(&self, family: Family) -> RuleCounters {
+        let mut counters = self.rules[family_index(family)].clone();
+        self.traces.add_uses(family, &mut counters);
+        counters
+    }
+}
+
 /// One worker's state; see the module's head.
 #[derive(Debug)]
 pub struct Shard {
@@ -121,6 +151,10 @@ pub struct Shard {
     pub(super) rules: [RuleCounters; 2],
     pub(super) shortcuts: Shortcuts,
     policy_generation: u64,
+    /// For a policy that is about to be published.
+    next_ledger: Option<Box<Ledger>>,
+    /// Of the policy before.
+    last_ledger: Option<Box<Ledger>>,
     pub(super) waiting: Waiting,
     pub(super) punts: PuntBudget,
     pub(super) asked_at: Instant,
@@ -143,6 +177,8 @@ impl Shard {
             rules: [policy.v4.counters(), policy.v6.counters()],
             shortcuts: Shortcuts::new(),
             policy_generation: policy.generation,
+            next_ledger: None,
+            last_ledger: None,
             waiting: Waiting::new(),
             punts: PuntBudget::default(),
             asked_at: Instant::ZERO,
@@ -162,8 +198,23 @@ impl Shard {
     /// Packets and bytes per rule of the policy in force.
     pub fn rule_counters(&self, family: Family) -> RuleCounters {
         let mut counters = self.rules[family_index(family)].clone();
-        self.shortcuts.add_uses(family, &mut counters);
+        self.shortcuts.traces.add_uses(family, &mut counters);
         counters
+    }
+
+    /// The generation that these are of.
+    pub fn policy_generation(&self) -> u64 {
+        self.policy_generation
+    }
+
+    /// Takes the ledger of a policy that is about to be published; gives back one that was not needed.
+    pub fn prepare(&mut self, ledger: Box<Ledger>) -> Option<Box<Ledger>> {
+        self.next_ledger.replace(ledger)
+    }
+
+    /// The ledger of the policy before, once.
+    pub fn take_last_ledger(&mut self) -> Option<Box<Ledger>> {
+        self.last_ledger.take()
     }
 
     /// From now on every packet goes the long way. The verdicts are the same; for tests and comparisons.
@@ -171,12 +222,11 @@ impl Shard {
         self.shortcuts.turn_off();
     }
 
-    /// Makes room for the counters of a policy not seen before, and forgets what other rules and routes said.
+    /// Opens the ledger of a policy not seen before, and forgets what other rules and routes said.
     #[inline]
-    pub(super) fn follow(&mut self, policy: &Policy, routing: &Routing) {
+    pub fn follow(&mut self, policy: &Policy, routing: &Routing) {
         if self.policy_generation != policy.generation {
-            self.rules = [policy.v4.counters(), policy.v6.counters()];
-            self.policy_generation = policy.generation;
+            self.change_ledgers(policy);
         }
         self.shortcuts.follow(policy, routing, &mut self.conntrack);
     }
@@ -187,6 +237,16 @@ impl Shard {
         self.dice ^= self.dice << 25;
         self.dice ^= self.dice >> 27;
         (self.dice.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    }
+
+    #[cold]
+    fn change_ledgers(&mut self, policy: &Policy) {
+        let prepared = self.next_ledger.take().filter(|ledger| ledger.generation == policy.generation);
+        let mut ledger = prepared.unwrap_or_else(|| Box::new(Ledger::new(policy)));
+        std::mem::swap(&mut self.rules, &mut ledger.rules);
+        std::mem::swap(&mut self.shortcuts.traces, &mut ledger.traces);
+        ledger.generation = std::mem::replace(&mut self.policy_generation, policy.generation);
+        self.last_ledger = Some(ledger);
     }
 
     /// An identification for a packet of our own: never 0, as Linux's.

@@ -13,8 +13,8 @@
 //! 808 since (`bench/record/2026-11-21-known-connections.md`).
 //!
 //! Life cycle: shortcuts hold for one generation of [`Policy`] and one number of [`Routing::ways`]; when either changes all are
-//! forgotten at once, by moving on to numbers never used before, so nobody has to visit the connections. Traces live as long as
-//! the policy. Should the numbers run out, every record is cleared, a few per burst, and they start again; meanwhile nothing
+//! forgotten at once, by moving on to numbers never used before, so nobody has to visit the connections. [`Traces`] live as long
+//! as the policy, and go with what was counted in its [`super::Ledger`]. Should the numbers run out, every record is cleared, a few per burst, and they start again; meanwhile nothing
 //! is remembered. All memory is taken at start; when it is full, packets go the long way.
 
 use hashbrown::HashMap;
@@ -55,6 +55,53 @@ pub(super) struct Shortcut {
     pub(super) trace: Option<u16>,
 }
 
+/// Ways through the rules of one policy, and how many packets took each.
+#[derive(Debug)]
+pub(super) struct Traces {
+    list: Vec<(Family, Trace)>,
+    known: HashMap<(Family, Trace), u16>,
+    uses: Vec<Counter>,
+}
+
+impl Traces {
+    /// None yet, with room for all there may be.
+    pub(super) fn new() -> Traces {
+        // Written once, so that whoever uses them first need not wait for the memory's pages.
+        let mut list = vec![(Family::V4, Trace::default()); TRACES];
+        let mut uses = vec![Counter { packets: 1, bytes: 1 }; TRACES];
+        list.clear();
+        uses.clear();
+        Traces { list, known: HashMap::with_capacity(TRACES), uses }
+    }
+
+    /// The number of a way through the rules; `None` when it may not be kept, or there is no room.
+    fn learn(&mut self, family: Family, trace: &Trace) -> Option<u16> {
+        if !trace.holds_for_the_flow() {
+            return None;
+        }
+        if let Some(&number) = self.known.get(&(family, *trace)) {
+            return Some(number);
+        }
+        if self.list.len() == TRACES {
+            return None;
+        }
+        let number = self.list.len() as u16;
+        self.list.push((family, *trace));
+        self.known.insert((family, *trace), number);
+        self.uses.push(Counter::default());
+        Some(number)
+    }
+
+    /// Adds what was counted per trace to the rules.
+    pub(super) fn add_uses(&self, family: Family, counters: &mut RuleCounters) {
+        for ((of, trace), uses) in self.list.iter().zip(&self.uses) {
+            if *of == family {
+                trace.count(uses, counters);
+            }
+        }
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Shortcuts {
@@ -64,9 +111,8 @@ pub(super) struct Shortcuts {
     /// Every connection asks here up to three times. (hashbrown's own hash: with the standard library's, hashing was a
     /// quarter of what the first packets of a connection cost.)
     known: HashMap<Shortcut, u32>,
-    traces: Vec<(Family, Trace)>,
-    known_traces: HashMap<(Family, Trace), u16>,
-    uses: Vec<Counter>,
+    /// Of the policy in force; whoever changes it brings new ones.
+    pub(super) traces: Traces,
     policy: u64,
     ways: u64,
     /// The next record to clear, while numbers start again.
@@ -80,9 +126,7 @@ impl Shortcuts {
             first: 1,
             list: Vec::with_capacity(SHORTCUTS),
             known: HashMap::with_capacity(SHORTCUTS),
-            traces: Vec::with_capacity(TRACES),
-            known_traces: HashMap::with_capacity(TRACES),
-            uses: Vec::with_capacity(TRACES),
+            traces: Traces::new(),
             policy: 0,
             ways: 0,
             sweep: None,
@@ -110,11 +154,6 @@ impl Shortcuts {
     #[cold]
     fn renew(&mut self, policy: &Policy, routing: &Routing) {
         self.forget();
-        if self.policy != policy.generation {
-            self.traces.clear();
-            self.known_traces.clear();
-            self.uses.clear();
-        }
         (self.policy, self.ways) = (policy.generation, routing.ways);
     }
 
@@ -140,25 +179,12 @@ impl Shortcuts {
     /// One more packet, of `bytes`, took a way through the rules.
     #[inline]
     pub(super) fn count(&mut self, trace: u16, bytes: u16) {
-        self.uses[usize::from(trace)].count(bytes);
+        self.traces.uses[usize::from(trace)].count(bytes);
     }
 
     /// The number of a way through the rules; `None` when it may not be kept, or there is no room.
     pub(super) fn learn_trace(&mut self, family: Family, trace: &Trace) -> Option<u16> {
-        if !trace.holds_for_the_flow() {
-            return None;
-        }
-        if let Some(&number) = self.known_traces.get(&(family, *trace)) {
-            return Some(number);
-        }
-        if self.traces.len() == TRACES {
-            return None;
-        }
-        let number = self.traces.len() as u16;
-        self.traces.push((family, *trace));
-        self.known_traces.insert((family, *trace), number);
-        self.uses.push(Counter::default());
-        Some(number)
+        self.traces.learn(family, trace)
     }
 
     /// The number of a shortcut; 0 when there is no room.
@@ -173,15 +199,6 @@ impl Shortcuts {
         self.list.push(*shortcut);
         self.known.insert(*shortcut, number);
         number
-    }
-
-    /// Adds what was counted per trace to the rules.
-    pub(super) fn add_uses(&self, family: Family, counters: &mut RuleCounters) {
-        for ((of, trace), uses) in self.traces.iter().zip(&self.uses) {
-            if *of == family {
-                trace.count(uses, counters);
-            }
-        }
     }
 
     /// How many are known.

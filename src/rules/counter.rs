@@ -1,9 +1,10 @@
 //! Packets and bytes per rule and policy: [`RuleCounters`].
 //!
 //! One per worker and policy generation, made by [`super::RuleVector::counters`]; added up when they are read. Never
-//! shared, so counting costs two additions.
+//! shared, so counting costs two additions. When the rules change, [`RuleCounters::carry`] takes over what was counted for
+//! those that stay.
 
-use super::rule::Ruleset;
+use super::rule::{BUILTIN_CHAINS, Ruleset};
 
 /// Packets, and bytes of whole IP packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -71,11 +72,32 @@ impl RuleCounters {
         self.rules.iter_mut().zip(&other.rules).for_each(|(mine, theirs)| mine.add(theirs));
         self.policies.iter_mut().zip(&other.policies[..]).for_each(|(mine, theirs)| mine.add(theirs));
     }
+
+    /// These counts of `old`'s rules, for the rules of `new`. `pairs` says which of them `old` had ([`super::unchanged`]); the
+    /// others begin at zero, and so does a policy that is another now.
+    ///
+    /// # Panics
+    /// When they are not of these rulesets.
+    pub fn carry(&self, old: &Ruleset, new: &Ruleset, pairs: &[Option<usize>]) -> RuleCounters {
+        let mut carried = RuleCounters::new(new);
+        assert_eq!((self.rules.len(), carried.rules.len()), (old.rule_count(), pairs.len()), "of other rulesets");
+        for (counter, pair) in carried.rules.iter_mut().zip(pairs) {
+            *counter = pair.map_or(Counter::default(), |number| self.rules[number]);
+        }
+        for chain in 0..BUILTIN_CHAINS {
+            if old.chains[chain].policy == new.chains[chain].policy {
+                carried.policies[chain] = self.policies[chain];
+            }
+        }
+        carried
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::{FORWARD, load, unchanged};
+    use crate::wire::Family;
 
     #[test]
     fn counters_add_up() {
@@ -87,5 +109,26 @@ mod tests {
         a.add(&b);
         assert_eq!(a.rule(0), Some(Counter { packets: 2, bytes: 160 }));
         assert_eq!((a.policy(1), a.rule(2)), (Some(Counter { packets: 1, bytes: 1 }), None));
+    }
+
+    #[test]
+    fn counts_stay_with_their_rules_and_policies() {
+        let load = |policy: &str, rules: &str| {
+            let text = format!("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD {policy} [0:0]\n{rules}COMMIT\n");
+            load("test", &text, Family::V4, &[]).expect("good rules")
+        };
+        let old = load("DROP", "-A FORWARD -p tcp -j ACCEPT\n-A FORWARD -p udp -j ACCEPT\n");
+        let new = load("DROP", "-A FORWARD -p udp -j ACCEPT\n-A FORWARD -p icmp -j ACCEPT\n");
+        let mut counters = RuleCounters::new(&old);
+        counters.rules[0].count(100);
+        counters.rules[1].count(60);
+        counters.policies[FORWARD].count(20);
+        let carried = counters.carry(&old, &new, &unchanged(&old, &new));
+        let packets: Vec<u64> = carried.rules().iter().map(|counter| counter.packets).collect();
+        assert_eq!((packets, carried.policy(FORWARD).expect("a policy").bytes), (vec![1, 0], 20));
+        assert_eq!(carried.rule(0), Some(Counter { packets: 1, bytes: 60 }));
+        let other = load("ACCEPT", "");
+        let carried = counters.carry(&old, &other, &unchanged(&old, &other));
+        assert_eq!(carried.policy(FORWARD), Some(Counter::default()));
     }
 }

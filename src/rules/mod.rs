@@ -9,6 +9,7 @@
 //! The semantics are x_tables' own (the legacy kernel engine's, which Linux documents), for the filter table's FORWARD
 //! chain. INPUT and OUTPUT are the host's: understood and checked, not evaluated.
 
+mod admit;
 mod check;
 mod command;
 mod compile;
@@ -53,6 +54,7 @@ pub(crate) mod set_generator;
 #[cfg(test)]
 mod tests;
 
+pub use admit::{Admits, FirstPacket, Judge};
 pub use context::{AddressType, Context, Liveness, World};
 pub use counter::{Counter, RuleCounters};
 pub use default::{DEFAULT_V4, DEFAULT_V6, default_policy};

@@ -1,4 +1,7 @@
+mod reloads;
+
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -6,13 +9,16 @@ use arc_swap::ArcSwap;
 use super::*;
 use crate::conntrack::{ConnFilter, Event, EventKind, Tuple, TupleFilter};
 use crate::control::api::Backend;
-use crate::control::backend::{Facts, Workers};
+use crate::control::backend::{Facts, Published, Workers};
+use crate::control::config::{Layer, Placed};
+use crate::control::reload;
+use crate::control::sources::{self, Sources};
 use crate::packet::Packet;
 use crate::rules::{self, RuleVector};
 use crate::snapshot::RoutingBuilder;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Mac};
-use crate::worker::{Reply, Request, SLICE, Walk, mailbox};
+use crate::worker::{Line, Reply, Request, SLICE, Walk, mailbox};
 use etherparse::PacketBuilder;
 
 const LAN_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
@@ -22,7 +28,7 @@ fn simulator(faults: Faults, seed: u64) -> Simulator {
     sized_simulator(1024, faults, seed)
 }
 
-fn sized_simulator(max: usize, faults: Faults, seed: u64) -> Simulator {
+fn routing() -> Routing {
     let addr = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
     let mut builder = RoutingBuilder::new();
     builder
@@ -32,12 +38,16 @@ fn sized_simulator(max: usize, faults: Faults, seed: u64) -> Simulator {
         .add_address(PortId::WAN, addr("10.2.0.1"), 24)
         .add_neighbour(PortId::LAN, addr("10.1.0.2").into(), Mac([4; 6]))
         .add_neighbour(PortId::WAN, addr("10.2.0.2").into(), Mac([6; 6]));
+    builder.build()
+}
+
+fn sized_simulator(max: usize, faults: Faults, seed: u64) -> Simulator {
     let vector = |family| {
         let text = rules::default_policy(family, "lan0", "wan0");
         RuleVector::compile(&rules::load("default", &text, family, &["lan0", "wan0"]).expect("good rules"))
     };
     let policy = Policy { generation: 1, v4: vector(Family::V4), v6: vector(Family::V6) };
-    Simulator::new(policy, builder.build(), Settings { max, ..Settings::default() }, faults, seed)
+    Simulator::new(policy, routing(), Settings { max, ..Settings::default() }, faults, seed)
 }
 
 fn query(sport: u16) -> Vec<u8> {
@@ -252,6 +262,28 @@ fn settings_change_while_it_runs() {
     assert!(outcome.is_err_and(|error| error.contains("nf_conntrack_max = 1001")) && timeout == 7);
 }
 
+/// The control thread's side of workers with the built-in policy, or the IPv4 rules of a file.
+fn workers(lines: Vec<Line>, settings: Settings, file: Option<&Path>) -> Workers {
+    let layer = Layer {
+        lan: Some(Placed::option("--lan", "lan0".parse().expect("a name"))),
+        wan: Some(Placed::option("--wan", "wan0".parse().expect("a name"))),
+        rules: file.map(|path| Placed::option("--rules", path.to_owned())),
+        ..Layer::default()
+    };
+    let sources = Sources::new(layer, None);
+    let config = sources.config().expect("complete");
+    let rulesets = sources::rulesets(&config, false).expect("good rules").map(Arc::new);
+    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, 1)));
+    let routing = Arc::new(ArcSwap::from_pointee(routing()));
+    let facts = Facts {
+        start: std::time::Instant::now(),
+        mode: "copy".into(),
+        poll: "busy".into(),
+        cores: (0..lines.len() as u32).collect(),
+    };
+    Workers::new(lines, facts, settings, Published { policy, routing, sources, config, rulesets })
+}
+
 #[test]
 fn settings_that_one_worker_does_not_take_are_put_in_force_in_none() {
     let mut sims = [simulator(Faults::default(), 1), simulator(Faults::default(), 2)];
@@ -259,23 +291,8 @@ fn settings_that_one_worker_does_not_take_are_put_in_force_in_none() {
     let mut lines: Vec<_> = sims.iter_mut().map(take).collect();
     // Whoever asked before has filled what others may fill of the stuck one's mailbox.
     while lines[1].ask(Request::TableCounts) {}
-    let ruleset = |family| {
-        let text = rules::default_policy(family, "lan0", "wan0");
-        Arc::new(rules::load("default", &text, family, &["lan0", "wan0"]).expect("good rules"))
-    };
-    let facts = Facts {
-        start: std::time::Instant::now(),
-        mode: "copy".into(),
-        poll: "busy".into(),
-        cores: vec![0, 1],
-        rulesets: [ruleset(Family::V4), ruleset(Family::V6)],
-    };
-    let vector = |of: usize| RuleVector::compile(&facts.rulesets[of]);
-    let policy = Policy { generation: 1, v4: vector(0), v6: vector(1) };
-    let routing = RoutingBuilder::new().build();
     let before = Settings { max: 1024, ..Settings::default() };
-    let published = (Arc::new(ArcSwap::from_pointee(policy)), Arc::new(ArcSwap::from_pointee(routing)));
-    let workers = Workers::new(lines, facts, before.clone(), published.0, published.1);
+    let workers = workers(lines, before.clone(), None);
     let change = BTreeMap::from([("nf_conntrack_udp_timeout".to_owned(), 7)]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let [awake, stuck] = &mut sims;

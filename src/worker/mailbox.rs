@@ -5,7 +5,8 @@
 //! never waits for any of them: a full ring is a lost log line or event (counted), a neighbour asked for again with the
 //! next packet, or a reply that is given up. It serves at most one request per burst. A walk through the connection table
 //! takes many bursts, with [`SLICE`] records looked at in each, so that no question disturbs forwarding; it fills memory
-//! that came with the request and goes back with the reply, so the worker allocates nothing for it.
+//! that came with the request and goes back with the reply, so the worker allocates nothing for it. A change of rules is
+//! [`Request::Prepare`] before it and [`Request::LastLedger`] after it.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use tokio::sync::mpsc;
 
 use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Statistics, Tuple};
-use crate::datapath::{Counters, Effects, Resolve, Shard};
+use crate::datapath::{Counters, Effects, Ledger, Resolve, Shard};
 use crate::device::{PortId, QueueStatistics};
 use crate::rules::{LogRecord, RuleCounters};
 use crate::time::Instant;
@@ -78,6 +79,37 @@ impl Walk {
     }
 }
 
+/// Connections to delete, one by one. It goes to the worker and comes back when all are looked for.
+#[derive(Debug)]
+pub struct Ending {
+    /// The original tuple of each, and its identifier as listed.
+    pub which: Vec<(Tuple, u32)>,
+    /// For which process.
+    pub by: u32,
+    /// How many were looked for.
+    pub done: usize,
+    /// How many of them were there still.
+    pub ended: usize,
+}
+
+impl Ending {
+    /// Goes on for one burst. True when it is to go back.
+    fn step(&mut self, shard: &mut Shard, now: Instant) -> bool {
+        let conntrack = &mut shard.conntrack;
+        for (tuple, id) in self.which.iter().skip(self.done).take(SLICE) {
+            self.done += 1;
+            let Some((at, _)) = conntrack.lookup(tuple, conntrack.hash(tuple), now) else { continue };
+            let mut found = false;
+            conntrack.delete(at.index(), 1, now, self.by, &mut |view| {
+                found = view.id == *id;
+                found
+            });
+            self.ended += usize::from(found);
+        }
+        self.done >= self.which.len()
+    }
+}
+
 /// A question of the control thread.
 #[derive(Debug)]
 pub enum Request {
@@ -93,6 +125,12 @@ pub enum Request {
     Listen(Option<Producer<Event>>),
     /// Put these settings in force.
     Settings(Box<Settings>),
+    /// Delete these connections.
+    End(Box<Ending>),
+    /// The ledger of a policy that will be published when this is answered.
+    Prepare(Box<Ledger>),
+    /// What was counted under the policy before the one that is published.
+    LastLedger,
 }
 
 /// A worker's answer.
@@ -110,6 +148,12 @@ pub enum Reply {
     Listening(Option<Producer<Event>>),
     /// To [`Request::Settings`]: done, or why not.
     Settings(Result<(), String>),
+    /// To [`Request::End`].
+    End(Box<Ending>),
+    /// To [`Request::Prepare`]: done, and the ledger of a policy that was never published.
+    Prepared(Option<Box<Ledger>>),
+    /// To [`Request::LastLedger`]; none when it was fetched already.
+    LastLedger(Option<Box<Ledger>>),
 }
 
 /// How full a worker's connection table is.
@@ -163,6 +207,8 @@ pub struct WorkerStats {
     pub table_bytes: usize,
     /// Packets waiting for a neighbour now.
     pub waiting: usize,
+    /// Generation of the policy that the rules' counters are of.
+    pub policy_generation: u64,
     /// Per rule, IPv4.
     pub rules_v4: RuleCounters,
     /// Per rule, IPv6.
@@ -192,8 +238,34 @@ pub struct Mailbox {
     logs_lost: u64,
     events: Option<Producer<Event>>,
     events_lost: Arc<AtomicU64>,
-    /// The walk in progress. It is always one that the last request brought, and its reply has room.
-    walk: Option<Box<Walk>>,
+    /// Work in progress. It is always what the last request brought, and its reply has room.
+    task: Option<Task>,
+}
+
+/// What takes more than one burst.
+#[derive(Debug)]
+enum Task {
+    Walk(Box<Walk>),
+    End(Box<Ending>),
+}
+
+impl Task {
+    /// Goes on for one burst. True when it is to go back.
+    fn step(&mut self, shard: &mut Shard, now: Instant) -> bool {
+        match self {
+            Task::Walk(walk) => walk.step(shard, now),
+            Task::End(ending) => ending.step(shard, now),
+        }
+    }
+}
+
+impl From<Task> for Reply {
+    fn from(task: Task) -> Reply {
+        match task {
+            Task::Walk(walk) => Reply::Walk(walk),
+            Task::End(ending) => Reply::End(ending),
+        }
+    }
 }
 
 /// The control thread's end.
@@ -261,7 +333,7 @@ pub fn mailbox() -> io::Result<(Mailbox, Handle)> {
     let line =
         Line { requests: ask, replies: answers, wake: wake.clone(), outstanding: 0, events_lost: events_lost.clone() };
     let mailbox =
-        Mailbox { requests, replies, logs, resolve, wake, logs_lost: 0, events: None, events_lost, walk: None };
+        Mailbox { requests, replies, logs, resolve, wake, logs_lost: 0, events: None, events_lost, task: None };
     Ok((mailbox, Handle { line, logs: log_lines, resolve: wanted }))
 }
 
@@ -296,13 +368,13 @@ impl Mailbox {
         }
     }
 
-    /// Whether there is a walk in progress, or a request and room for its answer.
+    /// Whether there is work in progress, or a request and room for its answer.
     #[inline]
     pub(super) fn is_asked(&self) -> bool {
-        self.walk.is_some() || !self.requests.is_empty() && !self.replies.is_full()
+        self.task.is_some() || !self.requests.is_empty() && !self.replies.is_full()
     }
 
-    /// Goes on with the walk, or takes up one request.
+    /// Goes on with the work in progress, or takes up one request.
     pub(super) fn serve(
         &mut self,
         shard: &mut Shard,
@@ -310,13 +382,17 @@ impl Mailbox {
         queues: impl Iterator<Item = QueueStats>,
         now: Instant,
     ) {
-        if self.walk.is_none() {
+        if self.task.is_none() {
             let Ok(request) = self.requests.pop() else { return };
             let reply = match request {
                 Request::Stats => Some(Reply::Stats(Box::new(self.stats(shard, turns, queues.collect())))),
                 Request::TableCounts => Some(Reply::TableCounts(table_counts(shard))),
                 Request::Walk(walk) => {
-                    self.walk = Some(walk);
+                    self.task = Some(Task::Walk(walk));
+                    None
+                }
+                Request::End(ending) => {
+                    self.task = Some(Task::End(ending));
                     None
                 }
                 Request::Get(tuple) => Some(Reply::Get(shard.conntrack.get(&tuple, now))),
@@ -325,15 +401,17 @@ impl Mailbox {
                     Some(Reply::Listening(std::mem::replace(&mut self.events, ring)))
                 }
                 Request::Settings(settings) => Some(Reply::Settings(shard.conntrack.set_settings(*settings))),
+                Request::Prepare(ledger) => Some(Reply::Prepared(shard.prepare(ledger))),
+                Request::LastLedger => Some(Reply::LastLedger(shard.take_last_ledger())),
             };
             if let Some(reply) = reply {
                 // Cannot fail: the ring had room, and only this side pushes.
                 let _ = self.replies.push(reply);
             }
         }
-        if self.walk.as_mut().is_some_and(|walk| walk.step(shard, now)) {
-            let walk = self.walk.take().expect("looked at above");
-            let _ = self.replies.push(Reply::Walk(walk));
+        if self.task.as_mut().is_some_and(|task| task.step(shard, now)) {
+            let task = self.task.take().expect("looked at above");
+            let _ = self.replies.push(task.into());
         }
     }
 
@@ -345,6 +423,7 @@ impl Mailbox {
             entries_limit: shard.conntrack.limit(),
             table_bytes: shard.conntrack.memory().total_bytes(),
             waiting: shard.waiting(),
+            policy_generation: shard.policy_generation(),
             rules_v4: shard.rule_counters(Family::V4),
             rules_v6: shard.rule_counters(Family::V6),
             bursts: turns.bursts,

@@ -10,8 +10,8 @@ mod mailbox;
 
 use mailbox::Turns;
 pub use mailbox::{
-    EVENT_RING, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE, TableCounts, Walk, WorkerStats,
-    mailbox,
+    EVENT_RING, Ending, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE, TableCounts, Walk,
+    WorkerStats, mailbox,
 };
 
 use std::fmt;
@@ -193,8 +193,9 @@ impl<D: Device, H: Host> Worker<D, H> {
         Ok(total)
     }
 
-    /// Answers one request of the control thread.
+    /// Answers one request of the control thread, which may rely on it that the last policy published is in force by then.
     fn answer(&mut self, now: Instant) {
+        self.shard.follow(self.policy.load(), self.routing.load());
         let queues = self.devices.iter().zip(&self.received_by).map(|((port, device), counted)| QueueStats {
             port: *port,
             receive_packets: counted[0],

@@ -88,6 +88,13 @@ impl Backend for Fake {
     async fn rules_text(&self, family: Family) -> Result<String, BackendError> {
         Ok(format!("*filter {family:?}\nCOMMIT\n"))
     }
+
+    async fn reload(&self, wish: &Wish, _: u32) -> Result<ReloadReport, Refused> {
+        match wish.styled {
+            true => Err(Refused::Files("error: line 7 is wrong".into())),
+            false => Ok(ReloadReport { established: wish.established, ended: 3, ..ReloadReport::default() }),
+        }
+    }
 }
 
 /// A path for a socket in a directory of its own that goes away with the value.

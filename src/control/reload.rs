@@ -1,0 +1,559 @@
+//! Other rules in the running daemon: what a client asks ([`Wish`]) and hears ([`ReloadReport`]), and how it is done.
+//!
+//! 1. The files are read again, checked and compiled beside the rules in force, on a thread of its own: forwarding, netlink and
+//!    the log go on. A wrong file ends it here, with every wrong place, and nothing has changed.
+//! 2. Every worker gets the ledger that it will count in. Then the policy is published, and each worker changes over between
+//!    two bursts: pointers are exchanged, nothing is allocated, added up or freed there.
+//! 3. The workers' old ledgers come back, and what they have counted for rules that stay is carried over. Only now the old
+//!    policy is freed, here.
+//! 4. Connections that the new rules would not let begin are ended, or all, or none: [`Established`].
+//!
+//! One reload at a time. It may take long in a large table; then it is step 4 that does, in bounded pieces.
+//!
+//! What a *recheck* ends: a connection whose first packet the FORWARD rules now in force would refuse, whatever is not known
+//! of that packet ([`crate::rules::Judge`] says what is). The packet is thought to come in by the port that leads back to its
+//! source, and to leave by the port that leads to its destination, by the routes in force; a connection that has no such
+//! way now is left alone, since routes come back.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::{Arc, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::api::{BUDGET, Backend, BackendError, PIECE};
+use super::backend::{Workers, another, family_index};
+use super::config::Config;
+use super::sources::{self, Sources};
+use super::startup::{self, Failure};
+use super::sysctl;
+use crate::conntrack::{ConnFilter, ConnView, CtStatus, Tuple};
+use crate::datapath::Ledger;
+use crate::rules::{self, Admits, FirstPacket, Judge, Previous, Registry, RuleCounters, RuleVector, Ruleset};
+use crate::snapshot::{Policy, Routing};
+use crate::route::Route;
+use crate::wire::{Addr, Family, proto};
+use crate::worker::{Ending, Reply, Request, Walk};
+
+/// Lines of a difference that a report has, at most.
+const DIFFERENCES: usize = 1000;
+
+/// What becomes of the connections there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Established {
+    /// They stay, whatever the new rules say of new ones.
+    Keep,
+    /// Those stay that the new rules may let begin.
+    #[default]
+    Recheck,
+    /// All are ended.
+    Flush,
+}
+
+impl Established {
+    /// The word for it on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Established::Keep => "keep",
+            Established::Recheck => "recheck",
+            Established::Flush => "flush",
+        }
+    }
+}
+
+impl FromStr for Established {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Established, String> {
+        let all = [Established::Keep, Established::Recheck, Established::Flush];
+        all.into_iter().find(|it| it.name() == text).ok_or_else(|| "allowed: keep, recheck, flush".to_owned())
+    }
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// What becomes of the connections there are.
+    #[serde(default)]
+    pub established: Established,
+    /// Only say what would be.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Diagnostics are for a terminal.
+    #[serde(default)]
+    pub styled: bool,
+}
+
+/// Why nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A file is wrong: every wrong place.
+    Files(String),
+    /// A worker does not answer.
+    Workers(BackendError),
+}
+
+impl From<BackendError> for Refused {
+    fn from(error: BackendError) -> Refused {
+        Refused::Workers(error)
+    }
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Refused {
+        Refused::Files(failure.to_string())
+    }
+}
+
+/// One rules file against what was in force. Its JSON names stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileReport {
+    /// The file, as the operator named it.
+    pub file: String,
+    /// Rules in it.
+    pub rules: usize,
+    /// Rules that were not in force before.
+    pub added: usize,
+    /// Rules that are gone.
+    pub removed: usize,
+    /// Chains whose policy, or whose order of rules that stay, is another.
+    pub altered: Vec<String>,
+}
+
+impl FileReport {
+    /// Whether it means the same as before.
+    pub fn is_unchanged(&self) -> bool {
+        self.added == 0 && self.removed == 0 && self.altered.is_empty()
+    }
+}
+
+/// What a reload did, or would do. Its JSON names stay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Number of the policy that is in force now (of the one before, for a dry run).
+    pub generation: u64,
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// The rules: IPv4, IPv6.
+    pub files: Vec<FileReport>,
+    /// Rules that are gone (`-A …`, after `- `) and new ones (after `+ `), for a dry run.
+    pub differences: Vec<String>,
+    /// What became of the connections there were.
+    pub established: Established,
+    /// Connections looked at.
+    pub connections: u64,
+    /// Connections ended.
+    pub ended: u64,
+    /// Warnings about the files.
+    pub warnings: String,
+    /// What else the operator should know.
+    pub notes: Vec<String>,
+    /// Milliseconds for reading and checking the files.
+    pub read_ms: f64,
+    /// Milliseconds for compiling the rules.
+    pub compile_ms: f64,
+}
+
+/// One line for the log, and the first for the operator.
+impl fmt::Display for ReloadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.dry_run {
+            false => write!(f, "policy {} is in force: ", self.generation)?,
+            true => write!(f, "policy {} stays in force (dry run): ", self.generation)?,
+        }
+        for (number, (file, version)) in self.files.iter().zip(["IPv4", "IPv6"]).enumerate() {
+            let comma = if number == 0 { "" } else { ", " };
+            write!(f, "{comma}{} {version} rule{}", file.rules, plural(file.rules as u64))?;
+            match file.is_unchanged() {
+                true => f.write_str(" (unchanged)")?,
+                false => write!(f, " ({} added, {} removed)", file.added, file.removed)?,
+            }
+        }
+        let would = if self.dry_run { "would be ended" } else { "ended" };
+        match (self.established, self.connections) {
+            (Established::Keep, _) => f.write_str("; connections stay (keep)"),
+            (how, count) => {
+                let them = if count == 1 { "connection" } else { "connections" };
+                write!(f, "; {} of {count} {them} {would} ({})", self.ended, how.name())
+            }
+        }
+    }
+}
+
+const fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// How often it was done, and the wish to have it done.
+#[derive(Debug, Default)]
+pub(super) struct Reloads {
+    wanted: Notify,
+    done: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// Files that were read and compiled, and are not in force yet.
+struct Built {
+    config: Config,
+    rulesets: [Arc<Ruleset>; 2],
+    pairs: [Vec<Option<usize>>; 2],
+    policy: Arc<Policy>,
+    ledgers: Vec<Box<Ledger>>,
+    report: ReloadReport,
+}
+
+/// What is in force while others are built.
+struct Before {
+    config: Config,
+    rulesets: [Arc<Ruleset>; 2],
+    policy: Arc<Policy>,
+}
+
+/// The rules compiled, to be the first in force.
+pub fn compile(rulesets: &[Arc<Ruleset>; 2], registry: &mut Registry) -> Policy {
+    let [v4, v6] = rulesets.each_ref().map(|ruleset| RuleVector::compile_after(ruleset, registry, None));
+    Policy { generation: 1, v4, v6 }
+}
+
+/// The rules compiled, to follow others: rules that stay keep what they have counted and remembered.
+fn compile_after(
+    rulesets: &[Arc<Ruleset>; 2],
+    registry: &mut Registry,
+    policy: &Policy,
+    pairs: &[Vec<Option<usize>>; 2],
+) -> Policy {
+    let mut compiled = |at: usize, vector| {
+        let previous = Previous { vector, unchanged: &pairs[at] };
+        RuleVector::compile_after(&rulesets[at], registry, Some(previous))
+    };
+    Policy { generation: policy.generation + 1, v4: compiled(0, &policy.v4), v6: compiled(1, &policy.v6) }
+}
+
+/// Steps 1 and what can be made of it without a worker.
+fn build(
+    sources: &Sources,
+    before: &Before,
+    registry: &std::sync::Mutex<Registry>,
+    workers: usize,
+    wish: &Wish,
+) -> Result<Built, Failure> {
+    let start = Instant::now();
+    let config = sources.config()?;
+    // The interfaces cannot change, whatever the file says now.
+    let names = Config { lan: before.config.lan.clone(), wan: before.config.wan.clone(), ..config.clone() };
+    let rulesets = sources::rulesets(&names, wish.styled)?.map(Arc::new);
+    let read = start.elapsed();
+    let start = Instant::now();
+    let pairs = [0, 1].map(|at| rules::unchanged(&before.rulesets[at], &rulesets[at]));
+    let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
+    let policy = Arc::new(compile_after(&rulesets, &mut registry, &before.policy, &pairs));
+    drop(registry);
+    let compiled = start.elapsed();
+    let ledgers = (0..workers).map(|_| Box::new(Ledger::new(&policy))).collect();
+    let mut report = ReloadReport {
+        generation: if wish.dry_run { before.policy.generation } else { policy.generation },
+        dry_run: wish.dry_run,
+        established: wish.established,
+        read_ms: milliseconds(read),
+        compile_ms: milliseconds(compiled),
+        ..ReloadReport::default()
+    };
+    for (at, ruleset) in rulesets.iter().enumerate() {
+        let old = &before.rulesets[at];
+        report.files.push(file_report(old, ruleset, &pairs[at]));
+        if wish.dry_run {
+            differences(old, ruleset, &pairs[at], &mut report.differences);
+        }
+        if !ruleset.warnings().is_empty() {
+            report.warnings += &sources::shown(ruleset.warnings(), wish.styled);
+            report.warnings += "\n";
+        }
+    }
+    for name in sources::needs_restart(&before.config, &config) {
+        report.notes.push(format!("`{name}` is another in the configuration now; that needs a restart, and stays as it is"));
+    }
+    Ok(Built { config, rulesets, pairs, policy, ledgers, report })
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e5).round() / 100.0
+}
+
+fn file_report(old: &Ruleset, new: &Ruleset, pairs: &[Option<usize>]) -> FileReport {
+    let stay = pairs.iter().flatten().count();
+    let mut altered = Vec::new();
+    let mut first = 0;
+    for chain in &new.chains {
+        let own = &pairs[first..first + chain.rules.len()];
+        first += chain.rules.len();
+        let before = old.chains.iter().find(|known| known.name == chain.name && known.table == chain.table);
+        if before.is_some_and(|before| before.policy != chain.policy) || !own.iter().flatten().is_sorted() {
+            altered.push(chain.name.clone());
+        }
+    }
+    FileReport {
+        file: new.file.clone(),
+        rules: pairs.len(),
+        added: pairs.len() - stay,
+        removed: old.rule_count() - stay,
+        altered,
+    }
+}
+
+fn differences(old: &Ruleset, new: &Ruleset, pairs: &[Option<usize>], lines: &mut Vec<String>) {
+    let mut gone = vec![true; old.rule_count()];
+    pairs.iter().flatten().for_each(|&number| gone[number] = false);
+    let texts = |ruleset: &Ruleset| {
+        rules::rule_texts(ruleset).into_iter().map(|(table, text)| match table {
+            "filter" => text,
+            table => format!("-t {table} {text}"),
+        })
+    };
+    let removed = texts(old).zip(gone).filter(|(_, gone)| *gone).map(|(text, _)| format!("- {text}"));
+    let added = texts(new).zip(pairs).filter(|(_, pair)| pair.is_none()).map(|(text, _)| format!("+ {text}"));
+    let room = DIFFERENCES.saturating_sub(lines.len());
+    let mut all = removed.chain(added);
+    lines.extend(all.by_ref().take(room));
+    let beyond = all.count();
+    if beyond > 0 {
+        lines.push(format!("… and {beyond} more"));
+    }
+}
+
+/// The packet that began this connection, if there is a way for it now.
+fn first_packet(conn: &ConnView, routing: &Routing) -> Option<FirstPacket> {
+    let family = if conn.family == Family::V4 as u8 { Family::V4 } else { Family::V6 };
+    let addr = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => Addr::from(ip),
+        IpAddr::V6(ip) => Addr::from_v6(ip.to_bits()),
+    };
+    let is_icmp = matches!((family, conn.proto), (Family::V4, proto::ICMP) | (Family::V6, proto::ICMPV6));
+    let tuple = Tuple {
+        src: addr(conn.original.src),
+        // After translation; the source is translated later.
+        dst: addr(conn.reply.src),
+        sport: conn.original.sport,
+        dport: if is_icmp { conn.original.dport } else { conn.reply.sport },
+        proto: conn.proto,
+        family,
+        zone: conn.original.zone,
+    };
+    let port_to = |from: Addr, to: Addr| match routing.lookup(family, from, to) {
+        Route::Forward { port, .. } => Some(port),
+        _ => None,
+    };
+    Some(FirstPacket {
+        tuple,
+        original: identity(conn).0,
+        in_port: port_to(tuple.dst, tuple.src)?,
+        out_port: port_to(tuple.src, tuple.dst)?,
+        expected: conn.has(CtStatus::EXPECTED),
+        dnat: conn.has(CtStatus::DST_NAT),
+    })
+}
+
+/// How a connection is found again: its original tuple and its identifier.
+fn identity(conn: &ConnView) -> (Tuple, u32) {
+    let family = if conn.family == Family::V4 as u8 { Family::V4 } else { Family::V6 };
+    let of = &conn.original;
+    let addr = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => Addr::from(ip),
+        IpAddr::V6(ip) => Addr::from_v6(ip.to_bits()),
+    };
+    let tuple = Tuple {
+        src: addr(of.src),
+        dst: addr(of.dst),
+        sport: of.sport,
+        dport: of.dport,
+        proto: conn.proto,
+        family,
+        zone: of.zone,
+    };
+    (tuple, conn.id)
+}
+
+/// Those of `conns` that the rules would not let begin.
+fn refused_by(rulesets: &[Arc<Ruleset>; 2], routing: &Routing, conns: &[ConnView]) -> Vec<(Tuple, u32)> {
+    let judges = rulesets.each_ref().map(|ruleset| Judge::new(ruleset));
+    let is_refused = |conn: &&ConnView| {
+        let Some(first) = first_packet(conn, routing) else { return false };
+        judges[family_index(first.tuple.family)].admits(&first) == Admits::No
+    };
+    conns.iter().filter(is_refused).map(identity).collect()
+}
+
+impl Workers {
+    /// Does what a client wishes, and tells the log and systemd.
+    pub(super) async fn reload_now(&self, wish: &Wish, by: u32) -> Result<ReloadReport, Refused> {
+        let sources = self.sources.lock().await;
+        if wish.dry_run {
+            return self.reload_with(&sources, wish, by).await;
+        }
+        startup::announce_reloading();
+        let outcome = self.reload_with(&sources, wish, by).await;
+        let counted = if outcome.is_ok() { &self.reloads.done } else { &self.reloads.refused };
+        counted.fetch_add(1, Ordering::Relaxed);
+        match &outcome {
+            Ok(report) => {
+                tracing::info!("reload: {report}; read in {} ms, compiled in {} ms", report.read_ms, report.compile_ms);
+                report.notes.iter().for_each(|note| tracing::warn!("reload: {note}"));
+            }
+            Err(Refused::Files(_)) => tracing::error!("reload: refused, and the rules are as before: see the report"),
+            Err(Refused::Workers(error)) => tracing::error!("reload: {error}"),
+        }
+        startup::announce_reloaded(outcome.is_ok());
+        outcome
+    }
+
+    /// Somebody without a line to us wants a reload: a signal.
+    pub(super) fn want_reload(&self) {
+        self.reloads.wanted.notify_one();
+    }
+
+    /// Does what [`Workers::want_reload`] asks for, until dropped.
+    pub(super) async fn serve_reloads(&self) {
+        loop {
+            self.reloads.wanted.notified().await;
+            match self.reload_now(&Wish::default(), std::process::id()).await {
+                Ok(report) if !report.warnings.is_empty() => tracing::warn!("reload:\n{}", report.warnings.trim_end()),
+                // Nobody else hears it.
+                Err(Refused::Files(report)) => tracing::error!("reload:\n{report}"),
+                Ok(_) | Err(Refused::Workers(_)) => {}
+            }
+        }
+    }
+
+    async fn reload_with(&self, sources: &Sources, wish: &Wish, by: u32) -> Result<ReloadReport, Refused> {
+        let before = {
+            let in_force = self.in_force.lock().await;
+            let (config, rulesets) = (in_force.config.clone(), in_force.rulesets.clone());
+            Before { config, rulesets, policy: self.policy.load_full() }
+        };
+        let (sources, registry, workers, wish) = (sources.clone(), self.registry.clone(), self.workers(), *wish);
+        let made = tokio::task::spawn_blocking(move || build(&sources, &before, &registry, workers, &wish));
+        let built = made.await.map_err(|error| BackendError(format!("the rules could not be compiled: {error}")))??;
+        let (rulesets, mut report) = (built.rulesets.clone(), built.report.clone());
+        if !wish.dry_run {
+            self.change_settings(&built.config, &mut report.notes).await?;
+            self.publish(built).await?;
+        }
+        match wish.established {
+            Established::Keep => {}
+            Established::Recheck => self.recheck(&rulesets, &mut report, by).await?,
+            Established::Flush => self.flush(&mut report, by).await?,
+        }
+        Ok(report)
+    }
+
+    /// Puts conntrack settings in force that the configuration has changed.
+    async fn change_settings(&self, config: &Config, notes: &mut Vec<String>) -> Result<(), Refused> {
+        let changes = sources::changed_settings(&self.in_force.lock().await.config, config);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let mut settings = self.settings.lock().await;
+        let wanted = sysctl::apply(&settings, &changes).map_err(Refused::Files)?;
+        let refused = |error: BackendError| Refused::Files(format!("error: [conntrack] {error}"));
+        self.put_in_force(&wanted, &settings).await.map_err(refused)?;
+        for (name, value) in &changes {
+            tracing::info!("conntrack settings: {}{name} = {value}, by the configuration", sysctl::PATH);
+            notes.push(format!("{}{name} = {value}", sysctl::PATH));
+        }
+        *settings = wanted;
+        Ok(())
+    }
+
+    /// Steps 2 and 3.
+    async fn publish(&self, built: Built) -> Result<(), Refused> {
+        let mut in_force = self.in_force.lock().await;
+        for (worker, ledger) in built.ledgers.into_iter().enumerate() {
+            match self.ask(worker, Request::Prepare(ledger)).await? {
+                Reply::Prepared(_) => {}
+                _ => return Err(another(worker).into()),
+            }
+        }
+        let old = self.policy.swap(built.policy);
+        let mut counted = std::mem::replace(&mut in_force.counted, built.rulesets.each_ref().map(|it| RuleCounters::new(it)));
+        for worker in 0..self.workers() {
+            match self.ask(worker, Request::LastLedger).await {
+                Ok(Reply::LastLedger(Some(ledger))) if ledger.generation() == old.generation => {
+                    for family in [Family::V4, Family::V6] {
+                        counted[family_index(family)].add(&ledger.counters(family));
+                    }
+                }
+                Ok(_) => tracing::error!("reload: worker {worker} gave the counts of another policy; they are lost"),
+                Err(error) => tracing::error!("reload: what the rules counted until now is lost in part: {error}"),
+            }
+        }
+        for at in [0, 1] {
+            in_force.counted[at] = counted[at].carry(&in_force.rulesets[at], &built.rulesets[at], &built.pairs[at]);
+        }
+        (in_force.config, in_force.rulesets) = (built.config, built.rulesets);
+        // No worker reads it any more, so it is here that its memory is given back.
+        drop(old);
+        Ok(())
+    }
+
+    /// Ends the connections that the rules would not let begin; only counts them in a dry run.
+    async fn recheck(&self, rulesets: &[Arc<Ruleset>; 2], report: &mut ReloadReport, by: u32) -> Result<(), BackendError> {
+        let entries = Vec::with_capacity(PIECE);
+        let filter = ConnFilter::default();
+        let mut walk = Box::new(Walk { filter, delete_for: None, cursor: None, budget: 0, entries });
+        for worker in 0..self.workers() {
+            walk.cursor = Some(0);
+            while walk.cursor.is_some() {
+                walk.budget = BUDGET;
+                walk.entries.clear();
+                walk = self.walk(worker, walk).await?;
+                report.connections += walk.entries.len() as u64;
+                let (rulesets, routing) = (rulesets.clone(), self.routing.load_full());
+                let (walked, which) = tokio::task::spawn_blocking(move || {
+                    let which = refused_by(&rulesets, &routing, &walk.entries);
+                    (walk, which)
+                })
+                .await
+                .map_err(|error| BackendError(format!("the connections could not be judged: {error}")))?;
+                walk = walked;
+                report.ended += match report.dry_run {
+                    true => which.len() as u64,
+                    false => self.end(worker, which, by).await?,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    async fn end(&self, worker: usize, which: Vec<(Tuple, u32)>, by: u32) -> Result<u64, BackendError> {
+        if which.is_empty() {
+            return Ok(0);
+        }
+        let ending = Box::new(Ending { which, by, done: 0, ended: 0 });
+        match self.ask(worker, Request::End(ending)).await? {
+            Reply::End(ending) => Ok(ending.ended as u64),
+            _ => Err(another(worker)),
+        }
+    }
+
+    async fn flush(&self, report: &mut ReloadReport, by: u32) -> Result<(), BackendError> {
+        let delete_for = (!report.dry_run).then_some(by);
+        let entries = Vec::with_capacity(PIECE);
+        let filter = ConnFilter::default();
+        let mut walk = Box::new(Walk { filter, delete_for, cursor: None, budget: 0, entries });
+        for worker in 0..self.workers() {
+            walk.cursor = Some(0);
+            while walk.cursor.is_some() {
+                walk.budget = BUDGET;
+                walk.entries.clear();
+                walk = self.walk(worker, walk).await?;
+                report.connections += walk.entries.len() as u64;
+            }
+        }
+        report.ended = report.connections;
+        Ok(())
+    }
+}
