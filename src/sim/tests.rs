@@ -18,7 +18,7 @@ use crate::rules::{self, RuleVector};
 use crate::snapshot::RoutingBuilder;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Mac};
-use crate::worker::{Line, Reply, Request, SLICE, Walk, mailbox};
+use crate::worker::{Reply, Request, SLICE, Walk, mailbox};
 use etherparse::PacketBuilder;
 
 const LAN_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
@@ -262,8 +262,8 @@ fn settings_change_while_it_runs() {
     assert!(outcome.is_err_and(|error| error.contains("nf_conntrack_max = 1001")) && timeout == 7);
 }
 
-/// The control thread's side of workers with the built-in policy, or the IPv4 rules of a file.
-fn workers(lines: Vec<Line>, settings: Settings, file: Option<&Path>) -> Workers {
+/// What workers with the built-in policy run by, or with the IPv4 rules of a file.
+fn published(file: Option<&Path>) -> Published {
     let layer = Layer {
         lan: Some(Placed::option("--lan", "lan0".parse().expect("a name"))),
         wan: Some(Placed::option("--wan", "wan0".parse().expect("a name"))),
@@ -274,14 +274,12 @@ fn workers(lines: Vec<Line>, settings: Settings, file: Option<&Path>) -> Workers
     let config = sources.config().expect("complete");
     let rulesets = sources::rulesets(&config, false).expect("good rules").map(Arc::new);
     let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, 1)));
-    let routing = Arc::new(ArcSwap::from_pointee(routing()));
-    let facts = Facts {
-        start: std::time::Instant::now(),
-        mode: "copy".into(),
-        poll: "busy".into(),
-        cores: (0..lines.len() as u32).collect(),
-    };
-    Workers::new(lines, facts, settings, Published { policy, routing, sources, config, rulesets })
+    Published { policy, routing: Arc::new(ArcSwap::from_pointee(routing())), sources, config, rulesets }
+}
+
+fn facts(workers: u32) -> Facts {
+    let start = std::time::Instant::now();
+    Facts { start, mode: "copy".into(), poll: "busy".into(), cores: (0..workers).collect() }
 }
 
 #[test]
@@ -292,7 +290,7 @@ fn settings_that_one_worker_does_not_take_are_put_in_force_in_none() {
     // Whoever asked before has filled what others may fill of the stuck one's mailbox.
     while lines[1].ask(Request::TableCounts) {}
     let before = Settings { max: 1024, ..Settings::default() };
-    let workers = workers(lines, before.clone(), None);
+    let workers = Workers::new(lines, facts(2), before.clone(), published(None));
     let change = BTreeMap::from([("nf_conntrack_udp_timeout".to_owned(), 7)]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let [awake, stuck] = &mut sims;

@@ -1,1 +1,261 @@
 //! Reloads over the real worker in virtual time: what stays, what ends, what is counted.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::control::reload::{Established, Refused, ReloadReport, Wish};
+
+/// A rules file, a simulated router that runs by it, and its control thread.
+struct Run {
+    sim: Simulator,
+    workers: Workers,
+    file: PathBuf,
+    /// Packets that leave by the WAN, all together.
+    left: usize,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
+const LAN_TO_WAN: &str = "-A FORWARD -i lan0 -o wan0 -m conntrack --ctstate NEW -j ACCEPT\n";
+const KEEP: Wish = Wish { established: Established::Keep, dry_run: false, styled: false };
+const RECHECK: Wish = Wish { established: Established::Recheck, ..KEEP };
+const FLUSH: Wish = Wish { established: Established::Flush, ..KEEP };
+
+fn text(rules: &str) -> String {
+    format!("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n")
+}
+
+impl Run {
+    /// By these rules of FORWARD, whose policy is DROP.
+    fn new(rules: &str) -> Run {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let file = std::env::temp_dir().join(format!("xrsim{}-{number}.v4", std::process::id()));
+        std::fs::write(&file, text(rules)).expect("a file");
+        let (published, settings) = (published(Some(&file)), Settings { max: 1024, ..Settings::default() });
+        let policy = reload::compile(&published.rulesets, 1);
+        let mut sim = Simulator::new(policy, routing(), settings.clone(), Faults::default(), 1);
+        let line = std::mem::replace(&mut sim.handle, mailbox().expect("a descriptor").1).line;
+        let published = Published { policy: sim.policy.clone(), routing: sim.routing.clone(), ..published };
+        Run { workers: Workers::new(vec![line], facts(1), settings, published), sim, file, left: 0 }
+    }
+
+    fn write(&self, rules: &str) {
+        std::fs::write(&self.file, text(rules)).expect("a file");
+    }
+
+    fn burst(&mut self) {
+        self.sim.burst().expect("no port was cut");
+        self.left += self.sim.wire(PortId::WAN).take().len();
+    }
+
+    fn reload(&mut self, wish: Wish) -> Result<ReloadReport, Refused> {
+        self.reload_under(wish, |_| {})
+    }
+
+    /// Reloads while `traffic` is made before every burst.
+    fn reload_under(&mut self, wish: Wish, mut traffic: impl FnMut(&Simulator)) -> Result<ReloadReport, Refused> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let Run { sim, workers, left, .. } = self;
+        runtime.block_on(async {
+            let work = async {
+                loop {
+                    traffic(sim);
+                    sim.burst().expect("no port was cut");
+                    *left += sim.wire(PortId::WAN).take().len();
+                    tokio::time::sleep(std::time::Duration::from_micros(200)).await;
+                }
+            };
+            tokio::select! {
+                outcome = workers.reload(&wish, 77) => outcome,
+                () = work => unreachable!("it never ends"),
+            }
+        })
+    }
+}
+
+/// Connections by the client's port, with a reply each where `answered`.
+fn connect(run: &mut Run, ports: std::ops::Range<u16>, answered: bool) {
+    for port in ports {
+        run.sim.wire(PortId::LAN).send(&query(port));
+        run.burst();
+        if answered {
+            run.sim.wire(PortId::WAN).send(&answer(port));
+            run.burst();
+        }
+    }
+    run.sim.wire(PortId::LAN).take();
+}
+
+/// The clients' ports of all connections.
+fn clients(run: &Run) -> Vec<u16> {
+    let mut ports = Vec::new();
+    run.sim.shard().conntrack.list(0, usize::MAX, run.sim.now(), &mut |conn| ports.push(conn.original.sport));
+    ports.sort_unstable();
+    ports
+}
+
+/// Packets counted for each rule and for the policy, as `iptables-save -c` would print them.
+fn counted(run: &mut Run) -> Vec<(u64, String)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let Run { sim, workers, .. } = run;
+    let text = runtime.block_on(async {
+        let work = async {
+            loop {
+                sim.burst().expect("no port was cut");
+                tokio::time::sleep(std::time::Duration::from_micros(200)).await;
+            }
+        };
+        tokio::select! {
+            text = workers.rules_text(Family::V4) => text.expect("it answers"),
+            () = work => unreachable!("it never ends"),
+        }
+    });
+    let counts = text.lines().filter_map(|line| {
+        let (count, rule) = line.strip_prefix('[')?.split_once("] ")?;
+        Some((count.split(':').next()?.parse().ok()?, rule.to_owned()))
+    });
+    counts.collect()
+}
+
+#[test]
+fn a_recheck_ends_what_the_new_rules_would_refuse_and_nothing_else() {
+    let mut run = Run::new(&format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    connect(&mut run, 1000..1010, true);
+    run.write(&format!("{ESTABLISHED}-A FORWARD -i lan0 -p udp -m udp --sport 1004:1006 -j ACCEPT\n"));
+    let report = run.reload(RECHECK).expect("good rules");
+    assert_eq!((report.generation, report.connections, report.ended), (2, 10, 7));
+    assert_eq!(clients(&run), [1004, 1005, 1006]);
+    assert_eq!((report.files[0].added, report.files[0].removed, report.files[1].is_unchanged()), (1, 1, true));
+    let line = report.to_string();
+    assert_eq!(
+        line,
+        "policy 2 is in force: 2 IPv4 rules (1 added, 1 removed), 4 IPv6 rules (unchanged); 7 of 10 connections ended (recheck)"
+    );
+    // Those that stayed go on, and those that ended cannot begin again.
+    let before = run.left;
+    connect(&mut run, 1003..1005, false);
+    assert_eq!((run.left - before, clients(&run)), (1, vec![1004, 1005, 1006]));
+}
+
+#[test]
+fn a_match_that_depends_on_the_packet_ends_nothing() {
+    let mut run = Run::new(&format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    connect(&mut run, 1000..1010, true);
+    run.write(&format!("{ESTABLISHED}-A FORWARD -p udp -m limit --limit 1/day --limit-burst 1 -j ACCEPT\n"));
+    assert_eq!(run.reload(RECHECK).expect("good rules").ended, 0);
+    run.write(&format!("{ESTABLISHED}-A FORWARD -p tcp -m limit --limit 1/day --limit-burst 1 -j ACCEPT\n"));
+    assert_eq!(run.reload(RECHECK).expect("good rules").ended, 10);
+}
+
+#[test]
+fn keep_keeps_and_flush_ends_all() {
+    let mut run = Run::new(&format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    connect(&mut run, 1000..1010, true);
+    run.write(ESTABLISHED);
+    let report = run.reload(KEEP).expect("good rules");
+    assert_eq!((report.ended, clients(&run).len()), (0, 10));
+    assert!(report.to_string().ends_with("; connections stay (keep)"), "{report}");
+    let before = run.left;
+    connect(&mut run, 1005..1015, false);
+    assert_eq!(run.left - before, 5, "those that there were go on, and no new one begins");
+    let report = run.reload(FLUSH).expect("good rules");
+    assert_eq!((report.connections, report.ended, clients(&run).len()), (10, 10, 0));
+}
+
+#[test]
+fn a_dry_run_changes_nothing() {
+    let mut run = Run::new(&format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    connect(&mut run, 1000..1010, true);
+    run.write(&format!("-A FORWARD -p udp --sport 1000 -j ACCEPT\n{ESTABLISHED}"));
+    for (wish, ended) in [(RECHECK, 9), (FLUSH, 10), (KEEP, 0)] {
+        let report = run.reload(Wish { dry_run: true, ..wish }).expect("good rules");
+        assert_eq!((report.generation, report.ended, clients(&run).len()), (1, ended, 10));
+        let differences = ["- ", "+ -A FORWARD -p udp -m udp --sport 1000 -j ACCEPT"];
+        assert_eq!(report.differences, [format!("- {}", LAN_TO_WAN.trim()), differences[1].to_owned()]);
+    }
+    assert_eq!(run.sim.policy.load().generation, 1);
+    connect(&mut run, 2000..2001, false);
+    assert_eq!(clients(&run).len(), 11);
+}
+
+#[test]
+fn a_wrong_file_changes_nothing_and_every_wrong_line_is_told() {
+    let mut run = Run::new(&format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    connect(&mut run, 1000..1003, true);
+    let before = counted(&mut run);
+    run.write("-A FORWARD -j NOWHERE\n-A FORWARD --frobnicate\n");
+    let Err(Refused::Files(report)) = run.reload(RECHECK) else { panic!("the file is wrong") };
+    for part in ["NOWHERE", "--frobnicate", ".v4:5:", ".v4:6:"] {
+        assert!(report.contains(part), "no {part} in\n{report}");
+    }
+    std::fs::remove_file(&run.file).expect("it is there");
+    let Err(Refused::Files(report)) = run.reload(RECHECK) else { panic!("there is no file") };
+    assert!(report.contains("cannot read the file"), "{report}");
+    assert_eq!((run.sim.policy.load().generation, clients(&run).len()), (1, 3));
+    assert_eq!(counted(&mut run), before);
+}
+
+#[test]
+fn counts_stay_with_rules_that_are_unchanged() {
+    let mut run = Run::new(&format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    connect(&mut run, 1000..1010, true);
+    // Some that take a shortcut.
+    connect(&mut run, 1000..1010, true);
+    let of = |counts: &[(u64, String)], part: &str| counts.iter().find(|it| it.1.contains(part)).map(|it| it.0);
+    let before = counted(&mut run);
+    assert_eq!((of(&before, "RELATED"), of(&before, "NEW")), (Some(30), Some(10)));
+    run.write(&format!("-A FORWARD -p udp --sport 9\n{LAN_TO_WAN}-A FORWARD -p tcp\n{ESTABLISHED}"));
+    let report = run.reload(RECHECK).expect("good rules");
+    assert_eq!((report.ended, report.files[0].altered.clone()), (0, vec!["FORWARD".to_owned()]));
+    let after = counted(&mut run);
+    assert_eq!((of(&after, "RELATED"), of(&after, "NEW"), of(&after, "tcp")), (Some(30), Some(10), Some(0)));
+    connect(&mut run, 1000..1001, true);
+    let later = counted(&mut run);
+    assert_eq!((of(&later, "RELATED"), of(&later, "NEW")), (Some(32), Some(10)));
+}
+
+#[test]
+fn no_packet_and_no_count_is_lost_in_fifty_reloads_under_load() {
+    let mut run = Run::new(&format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    connect(&mut run, 1000..1010, true);
+    let (mut sent, before) = (0usize, run.left);
+    for round in 0..50u16 {
+        // A rule comes or goes.
+        let extra = if round % 2 == 0 { "-A FORWARD -p tcp --dport 81 -j DROP\n" } else { "" };
+        run.write(&format!("{ESTABLISHED}{extra}{LAN_TO_WAN}"));
+        let report = run
+            .reload_under(RECHECK, |sim| {
+                for n in 0..20 {
+                    sim.wire(PortId::LAN).send(&query(1000 + n % 10));
+                    sent += 1;
+                }
+            })
+            .expect("good rules");
+        assert_eq!((report.generation, report.ended), (u64::from(round) + 2, 0));
+    }
+    (0..10).for_each(|_| run.burst());
+    assert_eq!(run.left - before, sent, "every packet passed");
+    let counts = counted(&mut run);
+    assert_eq!(counts[0].0 as usize, sent + 10, "and was counted: {counts:?}");
+}
+
+#[test]
+fn a_worker_that_does_not_answer_keeps_the_rules_as_they_are() {
+    let mut run = Run::new(&format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    run.write(ESTABLISHED);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let outcome = runtime.block_on(run.workers.reload(&RECHECK, 77));
+    let Err(Refused::Workers(error)) = outcome else { panic!("{outcome:?}") };
+    assert!(error.0.contains("worker 0 does not answer"), "{error}");
+    assert_eq!(run.sim.policy.load().generation, 1);
+    // It comes back, finds the ledger of what never came, and the next time all is well.
+    let report = run.reload(RECHECK).expect("good rules");
+    assert_eq!((report.generation, run.sim.shard().policy_generation()), (2, 2));
+}
