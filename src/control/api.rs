@@ -44,7 +44,7 @@ const MAX_CLIENTS: usize = 32;
 pub(super) const PIECE: usize = 1024;
 
 /// Records of a worker's table looked at for a piece, at most.
-pub(super) const BUDGET: usize = 65_536;
+const BUDGET: usize = 65_536;
 
 /// Bytes of events written at a time, about.
 const EVENTS_WRITTEN: usize = 65_536;

@@ -177,12 +177,7 @@ fn pin(core: usize) {
     }
 }
 
-async fn serve(
-    sources: Sources,
-    config: &Config,
-    core: usize,
-    rulesets: [Arc<Ruleset>; 2],
-) -> Result<(), Failure> {
+async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Result<(), Failure> {
     let settings = sysctl::at_start(config.sysctl_from_kernel, &config.conntrack)?;
     let control = ControlSocket::bind(&config.control)?;
     let listener = match config.metrics {

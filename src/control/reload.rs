@@ -18,14 +18,14 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::api::{BUDGET, Backend, BackendError, PIECE};
+use super::api::{Backend, BackendError, PIECE};
 use super::backend::{Workers, another, family_index};
 use super::config::Config;
 use super::sources::{self, Sources};
@@ -33,12 +33,15 @@ use super::startup::{self, Failure};
 use super::sysctl;
 use crate::conntrack::{ConnFilter, ConnView, CtStatus, Tuple};
 use crate::datapath::Ledger;
+use crate::route::Route;
 use crate::rules::{self, Admits, FirstPacket, Judge, Previous, Registry, RuleCounters, RuleVector, Ruleset};
 use crate::snapshot::{Policy, Routing};
-use crate::route::Route;
 use crate::wire::{Addr, Family, proto};
 use crate::worker::{Ending, Reply, Request, Walk};
 
+/// Records of a worker's table looked at for a piece, at most. Just after a change of rules every burst is a long one, and a
+/// piece takes as many bursts as it has times [`crate::worker::SLICE`] records: it must come back in time.
+const BUDGET: usize = 4096;
 /// Lines of a difference that a report has, at most.
 const DIFFERENCES: usize = 1000;
 
@@ -275,7 +278,9 @@ fn build(
         }
     }
     for name in sources::needs_restart(&before.config, &config) {
-        report.notes.push(format!("`{name}` is another in the configuration now; that needs a restart, and stays as it is"));
+        report
+            .notes
+            .push(format!("`{name}` is another in the configuration now; that needs a restart, and stays as it is"));
     }
     Ok(Built { config, rulesets, pairs, policy, ledgers, report })
 }
@@ -478,7 +483,8 @@ impl Workers {
             }
         }
         let old = self.policy.swap(built.policy);
-        let mut counted = std::mem::replace(&mut in_force.counted, built.rulesets.each_ref().map(|it| RuleCounters::new(it)));
+        let mut counted =
+            std::mem::replace(&mut in_force.counted, built.rulesets.each_ref().map(|it| RuleCounters::new(it)));
         for worker in 0..self.workers() {
             match self.ask(worker, Request::LastLedger).await {
                 Ok(Reply::LastLedger(Some(ledger))) if ledger.generation() == old.generation => {
@@ -500,7 +506,12 @@ impl Workers {
     }
 
     /// Ends the connections that the rules would not let begin; only counts them in a dry run.
-    async fn recheck(&self, rulesets: &[Arc<Ruleset>; 2], report: &mut ReloadReport, by: u32) -> Result<(), BackendError> {
+    async fn recheck(
+        &self,
+        rulesets: &[Arc<Ruleset>; 2],
+        report: &mut ReloadReport,
+        by: u32,
+    ) -> Result<(), BackendError> {
         let entries = Vec::with_capacity(PIECE);
         let filter = ConnFilter::default();
         let mut walk = Box::new(Walk { filter, delete_for: None, cursor: None, budget: 0, entries });

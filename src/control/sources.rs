@@ -135,8 +135,10 @@ mod tests {
             std::fs::write(folder.join(name), text).expect("a file");
             folder.join(name).display().to_string()
         };
-        let (v4, v6) = (file("v4", "*filter\n-A FORWARD -j NOWHERE\nCOMMIT\n"), file("v6", "*filter\nnonsense\nCOMMIT\n"));
-        let wrong = rulesets(&config(&format!("rules = \"{v4}\"\nrules6 = \"{v6}\"\n")), false).expect_err("both wrong");
+        let (v4, v6) =
+            (file("v4", "*filter\n-A FORWARD -j NOWHERE\nCOMMIT\n"), file("v6", "*filter\nnonsense\nCOMMIT\n"));
+        let wrong =
+            rulesets(&config(&format!("rules = \"{v4}\"\nrules6 = \"{v6}\"\n")), false).expect_err("both wrong");
         std::fs::remove_dir_all(&folder).expect("ours");
         assert_eq!(wrong.exit_code(), 2);
         assert!(wrong.message().contains("NOWHERE") && wrong.message().contains("nonsense"), "{wrong}");

@@ -300,7 +300,8 @@ pub fn announce_reloading() {
 
 /// Tells systemd that this is over.
 pub fn announce_reloaded(well: bool) {
-    let status = if well { "routing, with rules read again" } else { "routing, with the rules as before: a reload was refused" };
+    let status =
+        if well { "routing, with rules read again" } else { "routing, with the rules as before: a reload was refused" };
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 

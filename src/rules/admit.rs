@@ -186,9 +186,7 @@ fn callees_first(ruleset: &Ruleset) -> Vec<ChainIndex> {
 
 fn address(asked: &Option<AddrMatch>, addr: Addr) -> bool {
     // An IPv4 mask has its upper 96 bits zero, so only the low 32 of the mapped form are left to compare.
-    asked.is_none_or(|asked| {
-        (addr.bits() & asked.mask.bits() == asked.net.bits() & asked.mask.bits()) != asked.invert
-    })
+    asked.is_none_or(|asked| (addr.bits() & asked.mask.bits() == asked.net.bits() & asked.mask.bits()) != asked.invert)
 }
 
 /// A match about what is not known says maybe.
@@ -283,7 +281,14 @@ mod tests {
             family: Family::V4,
             zone: 0,
         };
-        FirstPacket { tuple, original: tuple, in_port: PortId::LAN, out_port: PortId::WAN, expected: false, dnat: false }
+        FirstPacket {
+            tuple,
+            original: tuple,
+            in_port: PortId::LAN,
+            out_port: PortId::WAN,
+            expected: false,
+            dnat: false,
+        }
     }
 
     #[test]
@@ -296,7 +301,10 @@ mod tests {
         assert_eq!(judged("-A FORWARD -p tcp ! --syn -j ACCEPT\n", &web()), Admits::No);
         assert_eq!(judged("-A FORWARD -m conntrack --ctstatus ASSURED -j ACCEPT\n", &web()), Admits::No);
         let dnat = "-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT\n";
-        assert_eq!((judged(dnat, &web()), judged(dnat, &FirstPacket { dnat: true, ..web() })), (Admits::No, Admits::Yes));
+        assert_eq!(
+            (judged(dnat, &web()), judged(dnat, &FirstPacket { dnat: true, ..web() })),
+            (Admits::No, Admits::Yes)
+        );
     }
 
     #[test]
@@ -314,7 +322,9 @@ mod tests {
         // Before translation it went to 192.0.2.1:8080.
         let original = Tuple { dst: Addr::from_v4(0xc000_0201), dport: 8080, ..web().tuple };
         let translated = FirstPacket { original, dnat: true, ..web() };
-        for (rule, said) in [("--ctorigdst 192.0.2.1 --ctorigdstport 8080", Admits::Yes), ("--ctreplsrc 192.0.2.1", Admits::No)] {
+        for (rule, said) in
+            [("--ctorigdst 192.0.2.1 --ctorigdstport 8080", Admits::Yes), ("--ctreplsrc 192.0.2.1", Admits::No)]
+        {
             assert_eq!(judged(&format!("-A FORWARD -m conntrack {rule} -j ACCEPT\n"), &translated), said, "{rule}");
         }
     }
@@ -385,7 +395,8 @@ mod tests {
         let ruleset = load("random", text, family, &["lan0", "wan0"]).expect("a generated file is good");
         let (vector, judge) = (RuleVector::compile(&ruleset), Judge::new(&ruleset));
         for shape in shapes {
-            let shape = Shape { flags: tcp::SYN, cut: Cut::Whole, doff_lie: 0, extensions: Vec::new(), ..shape.clone() };
+            let shape =
+                Shape { flags: tcp::SYN, cut: Cut::Whole, doff_lie: 0, extensions: Vec::new(), ..shape.clone() };
             let mut frame = shape.frame(1, [2, 0, 0, 0, 1, 0]);
             let in_port = if shape.outward { PortId::LAN } else { PortId::WAN };
             let out_port = if shape.outward { PortId::WAN } else { PortId::LAN };
@@ -418,7 +429,10 @@ mod tests {
             };
             let first = FirstPacket { tuple, original: tuple, in_port, out_port, expected, dnat: false };
             let said = judge.admits(&first);
-            prop_assert!(said != if passes { Admits::No } else { Admits::Yes }, "{said:?} but {decision:?}\n{text}\n{first:?}");
+            prop_assert!(
+                said != if passes { Admits::No } else { Admits::Yes },
+                "{said:?} but {decision:?}\n{text}\n{first:?}"
+            );
             let unknown = ["-m limit", "--tcp-option", "multiport"].iter().any(|word| text.contains(word));
             prop_assert!(unknown || said != Admits::Depends, "nothing is unknown in\n{text}\n{first:?}");
         }

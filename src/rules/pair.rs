@@ -70,7 +70,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn ruleset(rules: &str) -> Ruleset {
-        let text = format!("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:a - [0:0]\n:b - [0:0]\n{rules}COMMIT\n");
+        let text =
+            format!("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:a - [0:0]\n:b - [0:0]\n{rules}COMMIT\n");
         load("test", &text, Family::V4, &["lan", "wan"]).expect("good rules")
     }
 
