@@ -255,6 +255,20 @@ fn connections_are_got_counted_and_deleted() {
 }
 
 #[test]
+fn a_reload_says_what_it_did_and_shows_what_is_wrong() {
+    let daemon = daemon("reload", 3);
+    let reload = ["reload", "--control", &daemon.path];
+    let (code, said, complaints) = xrouter(&reload);
+    assert_eq!((code, complaints.as_str()), (0, ""));
+    assert_eq!(said, "policy 2 is in force: ; 0 of 3 connections ended (recheck)\n");
+    let (_, said, _) = xrouter(&[&reload[..], &["--established", "keep", "-j"]].concat());
+    assert!(said.starts_with("{\"generation\":2,") && said.contains("\"established\":\"keep\""), "{said}");
+    refused(&[&reload[..], &["--dry-run"]].concat(), 2, &["a line is wrong", "rules.v4:7:1"]);
+    refused(&[&reload[..], &["--established", "some"]].concat(), 2, &["allowed: keep, recheck, flush"]);
+    refused(&["reload", "--control", "/nowhere/xrouter.sock"], 4, &["no xrouter listens"]);
+}
+
+#[test]
 fn settings_are_shown_and_changed_as_sysctl_does() {
     let daemon = daemon("sysctl", 3);
     let sysctl = |args: &[&str]| xrouter(&[&["sysctl", "--control", &daemon.path], args].concat());

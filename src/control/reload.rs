@@ -80,6 +80,7 @@ impl FromStr for Established {
 
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Wish {
     /// What becomes of the connections there are.
     #[serde(default)]

@@ -214,6 +214,28 @@ fn settings_are_shown_and_changed() {
 }
 
 #[test]
+fn a_reload_tells_what_it_did_or_what_is_wrong() {
+    let lines = with_server("reload", 0, |path| {
+        let requests = [
+            r#"{"verb":"reload"}"#,
+            r#"{"verb":"reload","established":"flush","dry_run":true}"#,
+            r#"{"verb":"reload","styled":true}"#,
+            r#"{"verb":"reload","established":"some"}"#,
+            r#"{"verb":"reload","dry-run":true}"#,
+        ];
+        raw(path, requests.join("\n").as_bytes())
+    });
+    let report = |line: &str| match serde_json::from_str(line).expect("a reply") {
+        Reply::Reloaded(report) => report.established,
+        other => panic!("{other:?}"),
+    };
+    use super::super::reload::Established;
+    assert_eq!((report(&lines[0]), report(&lines[1])), (Established::Recheck, Established::Flush));
+    assert_eq!(lines[2], r#"{"refused":"error: line 7 is wrong"}"#);
+    assert!(lines[3..].iter().all(|line| line.starts_with("{\"error\":")), "{lines:?}");
+}
+
+#[test]
 fn listeners_hear_what_they_asked_for_and_what_they_lost() {
     let listen = |count, request: &'static str| {
         with_server(&format!("listen{count}"), count, move |path| {
