@@ -25,6 +25,7 @@ use xrouter::control::reload::{self, Established, ReloadReport, Wish};
 use xrouter::control::sources::{self, Sources};
 use xrouter::datapath::{BATCH, Shard};
 use xrouter::device::{Device, Frame, FramePool, Host, PortId};
+use xrouter::rules::Registry;
 use xrouter::wire::{checksum, ipv4};
 use xrouter::worker::{Parts, Poll, Worker, mailbox};
 
@@ -249,8 +250,10 @@ fn published(file: &File) -> Published {
     let sources = Sources::new(layer, None);
     let config = sources.config().expect("complete");
     let rulesets = sources::rulesets(&config, false).expect("good rules").map(Arc::new);
-    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, 1)));
-    Published { policy, routing: Arc::new(ArcSwap::from_pointee(fixture::routing())), sources, config, rulesets }
+    let mut registry = Registry::default();
+    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, &mut registry)));
+    let routing = Arc::new(ArcSwap::from_pointee(fixture::routing()));
+    Published { policy, routing, sources, config, rulesets, registry }
 }
 
 /// Reloads; `stage` is odd while one is under way.

@@ -14,7 +14,7 @@ use crate::control::config::{Layer, Placed};
 use crate::control::reload;
 use crate::control::sources::{self, Sources};
 use crate::packet::Packet;
-use crate::rules::{self, RuleVector};
+use crate::rules::{self, Registry, RuleVector};
 use crate::snapshot::RoutingBuilder;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Mac};
@@ -273,8 +273,9 @@ fn published(file: Option<&Path>) -> Published {
     let sources = Sources::new(layer, None);
     let config = sources.config().expect("complete");
     let rulesets = sources::rulesets(&config, false).expect("good rules").map(Arc::new);
-    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, 1)));
-    Published { policy, routing: Arc::new(ArcSwap::from_pointee(routing())), sources, config, rulesets }
+    let mut registry = Registry::default();
+    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, &mut registry)));
+    Published { policy, routing: Arc::new(ArcSwap::from_pointee(routing())), sources, config, rulesets, registry }
 }
 
 fn facts(workers: u32) -> Facts {

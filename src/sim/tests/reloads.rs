@@ -39,7 +39,7 @@ impl Run {
         let file = std::env::temp_dir().join(format!("xrsim{}-{number}.v4", std::process::id()));
         std::fs::write(&file, text(rules)).expect("a file");
         let (published, settings) = (published(Some(&file)), Settings { max: 1024, ..Settings::default() });
-        let policy = reload::compile(&published.rulesets, 1);
+        let policy = reload::compile(&published.rulesets, &mut Registry::default());
         let mut sim = Simulator::new(policy, routing(), settings.clone(), Faults::default(), 1);
         let line = std::mem::replace(&mut sim.handle, mailbox().expect("a descriptor").1).line;
         let published = Published { policy: sim.policy.clone(), routing: sim.routing.clone(), ..published };
@@ -258,4 +258,38 @@ fn a_worker_that_does_not_answer_keeps_the_rules_as_they_are() {
     // It comes back, finds the ledger of what never came, and the next time all is well.
     let report = run.reload(RECHECK).expect("good rules");
     assert_eq!((report.generation, run.sim.shard().policy_generation()), (2, 2));
+}
+
+#[test]
+fn the_credit_of_a_limit_stays_with_its_rule() {
+    let limited = "-A FORWARD -p udp -m limit --limit 1/hour --limit-burst 3 -j ACCEPT\n";
+    let mut run = Run::new(limited);
+    connect(&mut run, 1000..1010, false);
+    assert_eq!(run.left, 3);
+    run.write(&format!("-A FORWARD -p tcp -j ACCEPT\n{limited}"));
+    run.reload(RECHECK).expect("good rules");
+    connect(&mut run, 1000..1010, false);
+    assert_eq!(run.left, 3, "the rule stays, and so does what it has spent");
+    run.write(&limited.replace("burst 3", "burst 4"));
+    run.reload(RECHECK).expect("good rules");
+    connect(&mut run, 1000..1010, false);
+    assert_eq!(run.left, 7, "another rule begins anew");
+}
+
+/// A file may go from one table to several, and counts of each table's chains stay apart.
+#[test]
+fn tables_may_come_and_go() {
+    let mut run = Run::new("-A FORWARD -p udp -j ACCEPT\n");
+    connect(&mut run, 1000..1005, false);
+    let mangle = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n-A FORWARD -p udp -j ACCEPT\nCOMMIT\n";
+    std::fs::write(&run.file, format!("{mangle}{}", text("-A FORWARD -p udp -j ACCEPT\n"))).expect("a file");
+    let report = run.reload(RECHECK).expect("good rules");
+    assert_eq!((report.files[0].added, report.files[0].removed), (1, 0));
+    let udp = |run: &mut Run| counted(run).into_iter().map(|(count, _)| count).collect::<Vec<_>>();
+    assert_eq!(udp(&mut run), [0, 5]);
+    connect(&mut run, 1005..1010, false);
+    assert_eq!(udp(&mut run), [5, 10]);
+    run.write("-A FORWARD -p udp -j ACCEPT\n");
+    assert_eq!(run.reload(RECHECK).expect("good rules").files[0].removed, 1);
+    assert_eq!(udp(&mut run), [10]);
 }
