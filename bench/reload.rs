@@ -171,10 +171,9 @@ fn rules(count: usize, round: usize) -> String {
     for n in 2..count {
         let (a, b, port) = (n >> 8 & 0xff, n & 0xff, 1000 + n % 5000);
         let target = if n % 3 == 0 { "DROP" } else { "ACCEPT" };
-        text += &format!(
-            "-A FORWARD -s 172.{}.{a}.0/24 -d 198.51.{b}.0/25 -p tcp -m tcp --dport {port} -m conntrack --ctstate NEW -j {target}\n",
-            16 + (n >> 16 & 0xf)
-        );
+        let net = 16 + (n >> 16 & 0xf);
+        text += &format!("-A FORWARD -s 172.{net}.{a}.0/24 -d 198.51.{b}.0/25 -p tcp -m tcp --dport {port} ");
+        text += &format!("-m conntrack --ctstate NEW -j {target}\n");
     }
     text + &format!("-A FORWARD -i lan0 -o wan0 -m comment --comment \"round {round}\" -j ACCEPT\nCOMMIT\n")
 }

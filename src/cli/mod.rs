@@ -52,9 +52,9 @@ Exit codes:
 
 /// A stateful router over AF_XDP: iptables-save rules, nf_conntrack states, one busy-polling worker per NIC queue.
 ///
-/// Forwards IPv4 and IPv6 between two interfaces, in the foreground, until SIGTERM or SIGINT; SIGHUP reads the rules again. Addresses, routes and neighbours
-/// stay the kernel's, and so does every packet for the host itself. When packets flow, one line beginning `xrouter ready`
-/// appears on standard output; the log goes to standard error.
+/// Forwards IPv4 and IPv6 between two interfaces, in the foreground, until SIGTERM or SIGINT; SIGHUP reads the
+/// rules again. Addresses, routes and neighbours stay the kernel's, and so does every packet for the host itself. When packets
+/// flow, one line beginning `xrouter ready` appears on standard output; the log goes to standard error.
 #[derive(Debug, Parser)]
 #[command(
     name = "xrouter",

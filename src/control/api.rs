@@ -1,8 +1,8 @@
 //! The control socket: JSON lines over a Unix stream socket, the server for the daemon and the client for the verbs.
 //!
 //! A client writes one [`Request`] per line. The daemon answers each with [`Reply`] lines: `stats`, `rules`, `get`,
-//! `sysctl` and `reload` with one, `conntrack` and `delete` with one per connection and then `end`, `events` with one per event for as
-//! long as the client stays; whatever goes wrong with one `error`. A request that is too long or no JSON is answered with an
+//! `sysctl` and `reload` with one, `conntrack` and `delete` with one per connection and then `end`, `events` with one per
+//! event for as long as the client stays; whatever goes wrong with one `error`. A request that is too long or no JSON is answered with an
 //! error, and after one that is too long the connection ends, since nobody knows where the next begins. Listings are fetched
 //! from the workers in bounded pieces that are written before the next is fetched, so a long listing holds no worker up and
 //! takes no more memory than a short one, and a client that does not read is given up after [`WRITE_TIME`]. One that listens

@@ -14,8 +14,9 @@
 //!
 //! Life cycle: shortcuts hold for one generation of [`Policy`] and one number of [`Routing::ways`]; when either changes all are
 //! forgotten at once, by moving on to numbers never used before, so nobody has to visit the connections. [`Traces`] live as long
-//! as the policy, and go with what was counted in its [`super::Ledger`]. Should the numbers run out, every record is cleared, a few per burst, and they start again; meanwhile nothing
-//! is remembered. All memory is taken at start; when it is full, packets go the long way.
+//! as the policy, and go with what was counted in its [`super::Ledger`]. Should the numbers run out, every record is cleared, a
+//! few per burst, and they start again; meanwhile nothing is remembered. All memory is taken at start; when it is full,
+//! packets go the long way.
 
 use hashbrown::HashMap;
 

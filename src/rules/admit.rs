@@ -1,8 +1,8 @@
 //! Whether rules would let a connection begin: [`Judge`], over the typed rules, without packet, counter or clock.
 //!
 //! Asked of connections that already are there, when rules have changed: would the packet that began it pass FORWARD now (of
-//! the mangle, filter and security tables)? What that packet was like is known of its tuple, its state (NEW, or RELATED for one that was expected) and its interfaces; a
-//! TCP connection begins with SYN. The rest of it (length, TTL, options, mark) is not known, and neither is what a
+//! the mangle, filter and security tables)? What that packet was like is known of its tuple, its state (NEW, or RELATED for one that
+//! was expected) and its interfaces; a TCP connection begins with SYN. The rest of it (length, TTL, options, mark) is not known, and neither is what a
 //! `limit` would say or what time it would be. So the answer to each match is yes, no or *maybe*, and a rule that may
 //! match leads on both ways at once: [`Admits::No`] is said only when no way leads to ACCEPT, so that no connection ends for
 //! a match that depends on the single packet, the time or what was counted. Two matches that are not known are taken as
@@ -332,9 +332,8 @@ mod tests {
     #[test]
     fn every_table_has_its_say() {
         let both = |mangle: &str, filter: &str| {
-            let text = format!(
-                "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n{mangle}COMMIT\n*filter\n:FORWARD DROP [0:0]\n{filter}COMMIT\n"
-            );
+            let mangle = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n{mangle}COMMIT\n");
+            let text = format!("{mangle}*filter\n:FORWARD DROP [0:0]\n{filter}COMMIT\n");
             let ruleset = load("test", &text, Family::V4, &["lan", "wan"]).expect("good rules");
             Judge::new(&ruleset).admits(&web())
         };
