@@ -1,12 +1,13 @@
 //! The control socket: JSON lines over a Unix stream socket, the server for the daemon and the client for the verbs.
 //!
 //! A client writes one [`Request`] per line. The daemon answers each with [`Reply`] lines: `stats`, `rules`, `get`,
-//! `sysctl` and `reload` with one, `conntrack` and `delete` with one per connection and then `end`, `events` with one per
-//! event for as long as the client stays; whatever goes wrong with one `error`. A request that is too long or no JSON is answered with an
-//! error, and after one that is too long the connection ends, since nobody knows where the next begins. Listings are fetched
-//! from the workers in bounded pieces that are written before the next is fetched, so a long listing holds no worker up and
-//! takes no more memory than a short one, and a client that does not read is given up after [`WRITE_TIME`]. One that listens
-//! to events is not given up: it loses events, and is told how many. The server knows the workers only as a [`Backend`].
+//! `sysctl` and `reload` with one, `conntrack` and `delete` with one per connection and then `end`, `events` with one
+//! per event for as long as the client stays; whatever goes wrong with one `error`. A request that is too long or no
+//! JSON is answered with an error, and after one that is too long the connection ends, since nobody knows where the
+//! next begins. Listings are fetched from the workers in bounded pieces that are written before the next is fetched, so
+//! a long listing holds no worker up and takes no more memory than a short one, and a client that does not read is
+//! given up after [`WRITE_TIME`]. One that listens to events is not given up: it loses events, and is told how many.
+//! The server knows the workers only as a [`Backend`].
 
 use std::collections::BTreeMap;
 use std::fmt;

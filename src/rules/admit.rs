@@ -1,14 +1,16 @@
 //! Whether rules would let a connection begin: [`Judge`], over the typed rules, without packet, counter or clock.
 //!
-//! Asked of connections that already are there, when rules have changed: would the packet that began it pass FORWARD now (of
-//! the mangle, filter and security tables)? What that packet was like is known of its tuple, its state (NEW, or RELATED for one that
-//! was expected) and its interfaces; a TCP connection begins with SYN. The rest of it (length, TTL, options, mark) is not known, and neither is what a
-//! `limit` would say or what time it would be. So the answer to each match is yes, no or *maybe*, and a rule that may
-//! match leads on both ways at once: [`Admits::No`] is said only when no way leads to ACCEPT, so that no connection ends for
-//! a match that depends on the single packet, the time or what was counted. Two matches that are not known are taken as
-//! independent of each other, which errs on the side of `Depends`.
+//! Asked of connections that already are there, when rules have changed: would the packet that began it pass FORWARD
+//! now (of the mangle, filter and security tables)? What that packet was like is known of its tuple, its state (NEW, or
+//! RELATED for one that was expected) and its interfaces; a TCP connection begins with SYN. The rest of it (length,
+//! TTL, options, mark) is not known, and neither is what a `limit` would say or what time it would be. So the answer to
+//! each match is yes, no or *maybe*, and a rule that may match leads on both ways at once: [`Admits::No`] is said only
+//! when no way leads to ACCEPT, so that no connection ends for a match that depends on the single packet, the time or
+//! what was counted. Two matches that are not known are taken as independent of each other, which errs on the side of
+//! `Depends`.
 //!
-//! Each chain's set of outcomes depends on nothing but the packet, so every chain is walked once, callees before callers.
+//! Each chain's set of outcomes depends on nothing but the packet, so every chain is walked once, callees before
+//! callers.
 
 use super::matches::{BitMatch, ConntrackMatch, IcmpMatch, Match, MultiportMatch, TcpMatch, state};
 use super::rule::{
