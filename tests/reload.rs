@@ -188,6 +188,8 @@ fn a_wrong_file_leaves_everything_as_it_is() {
     let after = (counted(&router, "NEW"), router.ask(&["conntrack", "-L"]).lines().count());
     assert_eq!((stats(&router)["policy_generation"].as_u64(), after), (Some(1), before));
     assert!(net.pings(Place::Lan, "10.2.0.2"));
+    // A dry run is no reload.
+    assert_eq!(stats(&router)["reloads_refused"].as_u64(), Some(2));
     assert!(router.said().contains("reload: refused, and the rules are as before"), "{}", router.said());
     router.stop();
 }

@@ -305,6 +305,7 @@ impl Backend for Workers {
             mode: self.facts.mode.clone(),
             poll: self.facts.poll.clone(),
             policy_generation: self.policy.load().generation,
+            reloads_refused: self.reloads.refused(),
             routing_generation: routing.generation,
             ports: PortId::ALL.map(|port| port_report(port, &routing)).into(),
             workers: workers.collect(),

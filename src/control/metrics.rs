@@ -199,6 +199,12 @@ fn about(page: &mut Page, report: &StatsReport) {
         single(report.policy_generation),
     );
     page.family(
+        "xrouter_reloads_refused_total",
+        "Reloads that changed nothing, because a file was wrong or a worker did not answer.",
+        Type::Counter,
+        single(report.reloads_refused),
+    );
+    page.family(
         "xrouter_routing_generation",
         "How often routes have been published.",
         Type::Gauge,

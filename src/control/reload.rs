@@ -193,12 +193,18 @@ const fn plural(count: u64) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 
-/// How often it was done, and the wish to have it done.
+/// The wish for a reload, and how many were refused.
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
     wanted: Notify,
-    done: AtomicU64,
     refused: AtomicU64,
+}
+
+impl Reloads {
+    /// How many changed nothing.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
 }
 
 /// Files that were read and compiled, and are not in force yet.
@@ -402,8 +408,7 @@ impl Workers {
         }
         startup::announce_reloading();
         let outcome = self.reload_with(&sources, wish, by).await;
-        let counted = if outcome.is_ok() { &self.reloads.done } else { &self.reloads.refused };
-        counted.fetch_add(1, Ordering::Relaxed);
+        self.reloads.refused.fetch_add(u64::from(outcome.is_err()), Ordering::Relaxed);
         match &outcome {
             Ok(report) => {
                 tracing::info!("reload: {report}; read in {} ms, compiled in {} ms", report.read_ms, report.compile_ms);

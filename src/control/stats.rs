@@ -33,6 +33,9 @@ pub struct StatsReport {
     pub poll: String,
     /// How often the rules have been published.
     pub policy_generation: u64,
+    /// How often other rules were to be published, and could not be.
+    #[serde(default)]
+    pub reloads_refused: u64,
     /// How often the routes have been published.
     pub routing_generation: u64,
     /// The router's ports, LAN first.
@@ -582,6 +585,7 @@ pub(crate) fn sample() -> StatsReport {
         mode: "copy".into(),
         poll: "busy".into(),
         policy_generation: 1,
+        reloads_refused: 0,
         routing_generation: 2,
         ports: vec![port("lan", "eth0"), port("wan", "eth1")],
         workers: vec![worker(0), worker(1)],
