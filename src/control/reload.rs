@@ -213,7 +213,7 @@ struct Built {
     rulesets: [Arc<Ruleset>; 2],
     pairs: [Vec<Option<usize>>; 2],
     policy: Arc<Policy>,
-    ledgers: Vec<Box<Ledger>>,
+    ledgers: Vec<Ledger>,
     report: ReloadReport,
 }
 
@@ -264,7 +264,7 @@ fn build(
     let policy = Arc::new(compile_after(&rulesets, &mut registry, &before.policy, &pairs));
     drop(registry);
     let compiled = start.elapsed();
-    let ledgers = (0..workers).map(|_| Box::new(Ledger::new(&policy))).collect();
+    let ledgers = (0..workers).map(|_| Ledger::new(&policy)).collect();
     let mut report = ReloadReport {
         generation: if wish.dry_run { before.policy.generation } else { policy.generation },
         dry_run: wish.dry_run,
@@ -390,8 +390,7 @@ fn identity(conn: &ConnView) -> (Tuple, u32) {
 }
 
 /// Those of `conns` that the rules would not let begin.
-fn refused_by(rulesets: &[Arc<Ruleset>; 2], routing: &Routing, conns: &[ConnView]) -> Vec<(Tuple, u32)> {
-    let judges = rulesets.each_ref().map(|ruleset| Judge::new(ruleset));
+fn refused_by(judges: &[Judge; 2], routing: &Routing, conns: &[ConnView]) -> Vec<(Tuple, u32)> {
     let is_refused = |conn: &&ConnView| {
         let Some(first) = first_packet(conn, routing) else { return false };
         judges[family_index(first.tuple.family)].admits(&first) == Admits::No
@@ -483,7 +482,7 @@ impl Workers {
     async fn publish(&self, built: Built) -> Result<(), Refused> {
         let mut in_force = self.in_force.lock().await;
         for (worker, ledger) in built.ledgers.into_iter().enumerate() {
-            match self.ask(worker, Request::Prepare(ledger)).await? {
+            match self.ask(worker, Request::Prepare(Box::new(ledger))).await? {
                 Reply::Prepared(_) => {}
                 _ => return Err(another(worker).into()),
             }
@@ -518,6 +517,7 @@ impl Workers {
         report: &mut ReloadReport,
         by: u32,
     ) -> Result<(), BackendError> {
+        let judges = Arc::new(rulesets.each_ref().map(|ruleset| Judge::new(ruleset.clone())));
         let entries = Vec::with_capacity(PIECE);
         let filter = ConnFilter::default();
         let mut walk = Box::new(Walk { filter, delete_for: None, cursor: None, budget: 0, entries });
@@ -528,9 +528,9 @@ impl Workers {
                 walk.entries.clear();
                 walk = self.walk(worker, walk).await?;
                 report.connections += walk.entries.len() as u64;
-                let (rulesets, routing) = (rulesets.clone(), self.routing.load_full());
+                let (judges, routing) = (judges.clone(), self.routing.load_full());
                 let (walked, which) = tokio::task::spawn_blocking(move || {
-                    let which = refused_by(&rulesets, &routing, &walk.entries);
+                    let which = refused_by(&judges, &routing, &walk.entries);
                     (walk, which)
                 })
                 .await
