@@ -233,10 +233,25 @@ fn main() {
         worker.run(Poll::Busy, start, &until).expect("no port goes");
     });
     let reports = run(&workers, &file, count, &stage);
+    let rechecked = recheck(&workers);
     std::thread::sleep(Duration::from_millis(200));
     stop.store(true, Ordering::Relaxed);
     thread.join().expect("the worker does not panic");
     tell(&reports, &found.lock().expect("nobody panics"), count, flows);
+    let (report, took) = rechecked;
+    println!(
+        "  recheck of {} connections: {:.1} ms, reading and compiling included",
+        report.connections,
+        took.as_secs_f64() * 1e3
+    );
+}
+
+/// Judges all connections once, without publishing anything.
+fn recheck(workers: &Workers) -> (ReloadReport, Duration) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let start = Instant::now();
+    let wish = Wish { dry_run: true, ..Wish::default() };
+    (runtime.block_on(workers.reload(&wish, 0)).expect("good rules"), start.elapsed())
 }
 
 fn published(file: &File) -> Published {

@@ -53,6 +53,7 @@ const LOG_INTERVAL: Duration = Duration::from_millis(20);
 /// Why it could not start, or had to stop.
 pub fn run(sources: Sources, config: &Config, rulesets: [Ruleset; 2]) -> Result<(), Failure> {
     let core = choose_core(config)?;
+    keep_off(core);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -78,6 +79,18 @@ fn choose_core(config: &Config) -> Result<usize, Failure> {
         .map_err(|error| Failure::Running(format!("cannot read this process's CPU affinity: {error}")))?;
     let last = (0..CpuSet::count()).rev().find(|&cpu| allowed.is_set(cpu).unwrap_or(false));
     last.ok_or_else(|| Failure::Running("this process may run on no CPU".to_owned()))
+}
+
+/// Keeps this thread, and those it will start for reading and judging rules, off the worker's core, where there is another.
+fn keep_off(core: usize) {
+    let Ok(mut allowed) = sched_getaffinity(Pid::this()) else { return };
+    let others = (0..CpuSet::count()).filter(|&cpu| cpu != core && allowed.is_set(cpu).unwrap_or(false)).count();
+    if others == 0 {
+        return;
+    }
+    if let Err(error) = allowed.unset(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &allowed)) {
+        tracing::warn!("cannot keep the control thread off the worker's core {core}: {error}");
+    }
 }
 
 impl From<EdgeError> for Failure {
