@@ -17,6 +17,9 @@ use crate::wire::{Family, proto};
 /// Matches one rule may have (Linux has a limit in bytes, which is about this).
 const MATCHES_MAX: usize = 128;
 
+/// The mobility header's protocol number (RFC 6275); its match has another name.
+const MOBILITY: u8 = 135;
+
 const SOURCE: u8 = 0;
 const DESTINATION: u8 = 1;
 const IN_INTERFACE: u8 = 2;
@@ -243,6 +246,7 @@ impl<'a> Reader<'a, '_, '_> {
         let number = self.rule.proto?.number;
         let name = match number {
             proto::ICMPV6 => "icmp6".to_owned(),
+            MOBILITY => "mh".to_owned(),
             number => names::protocol_name(number),
         };
         let kind = known_kind(Match::KINDS, &name, self.scope.family)?;

@@ -41,6 +41,7 @@ pub(super) fn body(version: Version, proto: u8, which: Index) -> Vec<u8> {
         &[6, 0, 0, 0, 7, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
         &[200, 0, 0, 0, 4, 0, 0, 1],
         &[9, 0, 0, 0, 15, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 41, 8, 0, 0],
+        &[3, 0, 0, 0, 26, 0, 0, 1],
         &[6, 0, 0, 0, 20, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     ];
     let esp: &[&[u8]] = &[&[0, 0, 1, 0, 0, 0, 0, 1], &[0, 0, 0, 9, 0, 0, 0, 1], &[0, 0, 0, 5, 0, 0, 0], &[0xff; 16]];
@@ -182,6 +183,7 @@ const OTHERS: &[&str] = &[
     "-p dccp -m dccp --sport 0:1023 ! --dport 80",
     "-p dccp -m dccp --dccp-types DATA,RESET",
     "-p dccp -m dccp ! --dccp-types REQUEST,INVALID",
+    "-p dccp -m dccp --dccp-types INVALID",
     "-p dccp -m dccp --dccp-option 38",
     "-p dccp -m dccp --dccp-types DATA --dccp-option 39",
     "-p esp -m esp",

@@ -539,7 +539,7 @@ impl Shape {
                     // Eight bytes each: AH counts in fours less two, the others in eights less one. PadN fills options;
                     // a routing header has no segments left.
                     let body: [u8; 7] = match kind {
-                        51 if self.odd_extensions => [1, 0, 1, 0, 0, 0, 5],
+                        51 if self.odd_extensions => [0, 0, 1, 0, 0, 0, 5],
                         43 if self.odd_extensions => [0, 0, 1, 0, 0, 0, 1],
                         _ if self.odd_extensions => [0, 30, 2, 9, 9, 0, 0],
                         51 => [0, 0, 0, 0, 0, 0, 9],

@@ -172,7 +172,8 @@ impl Matcher for DccpMatch {
         let packet = context.packet.l4_bytes(context.frame);
         let Some(header) = packet.get(..HEADER_LEN) else { return Answer::Hotdrop };
         let port = |ports: Option<Ports>, port| ports.is_none_or(|ports| ports.holds(port));
-        let kind = header[8] >> 1 & 0x0f;
+        // What has no name is INVALID, too.
+        let kind = (header[8] >> 1 & 0x0f).min(NAMES.len() as u8 - 1);
         let types = self.types.is_none_or(|(bits, invert)| (bits & 1 << kind != 0) != invert);
         if !port(self.sport, get_u16(header, 0)) || !port(self.dport, get_u16(header, 2)) || !types {
             return Answer::No;
@@ -233,7 +234,9 @@ mod tests {
             assert_eq!(ask::<DccpMatch>("--dccp-types INVALID", &frame), Answer::No);
         }
         assert_eq!(ask::<DccpMatch>("--sport 1", &v4(33, &[0; 11])), Answer::Hotdrop);
-        assert_eq!(ask::<DccpMatch>("--dccp-types INVALID", &v4(33, &packet(10, 3, &[]))), Answer::Yes);
+        for kind in [10, 13, 15] {
+            assert_eq!(ask::<DccpMatch>("--dccp-types INVALID", &v4(33, &packet(kind, 3, &[]))), Answer::Yes);
+        }
     }
 
     #[test]
