@@ -57,6 +57,48 @@ END
 nothing
 ";
 
+/// Before them, for every second sequence: the tables that change packets, their marks and how they are tracked. POSTROUTING
+/// asks for UDP alone, because what the router says itself passes there on Linux.
+const CHANGES: &str = "
+*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A PREROUTING -p udp -m udp --dport 99 -j NOTRACK
+-A PREROUTING -p udp -m udp --dport 53 -j CT --zone 5
+-A PREROUTING -p udp -m udp --sport 53 -j CT --zone mark
+-A PREROUTING -j MARK --set-mark 0x5/0xf
+COMMIT
+*mangle
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xf0 --ctmask 0xff
+-A PREROUTING -p tcp -j TOS --set-tos 0x10/0x3f
+-A PREROUTING -p udp -j HOPS-inc 1
+-A PREROUTING -p tcp -m tcp --dport 443 --tcp-flags SYN SYN -j TCPMSS --set-mss 900
+-A FORWARD -p tcp -m tcp --dport 80 --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+-A FORWARD -p tcp -m tcp --sport 80 --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000
+-A FORWARD -p udp -j DSCP --set-dscp 0x2e
+-A FORWARD -j MARK --xor-mark 0x31
+-A FORWARD -p tcp -j CONNMARK --xor-mark 0x3
+-A POSTROUTING -p udp -j CONNMARK --save-mark
+-A POSTROUTING -p udp -j HOPS-dec 3
+COMMIT";
+
+/// The rules of a sequence.
+fn rules(seed: u64) -> String {
+    if seed.is_multiple_of(2) {
+        return RULES.to_owned();
+    }
+    let changes = [("v4", "TTL --ttl"), ("v6", "HL --hl")];
+    changes.into_iter().fold(RULES.to_owned(), |rules, (version, hops)| {
+        let begin = format!("rules {version} <<END");
+        rules.replace(&begin, &format!("{begin}{}", CHANGES.replace("HOPS", hops)))
+    })
+}
+
 /// Two hosts talking.
 struct Flow {
     v6: bool,
@@ -179,7 +221,7 @@ impl Generator {
         let length = if flags & (S | R) == 0 { self.pick(&[0, 0, 10, 500]) } else { 0 };
         let window = self.pick(&[8192, 8192, 65535, 500, 0]);
         let options = match flags & S != 0 {
-            true => self.pick(&[&[][..], &[2, 4, 5, 180], &[2, 4, 5, 180, 4, 2, 1, 3, 3, 7]]).to_vec(),
+            true => self.options(),
             false => Vec::new(),
         };
         let flow = &mut self.flows[number];
@@ -191,6 +233,21 @@ impl Generator {
         }
         let (sport, dport) = if from_server { (flow.dport, flow.sport) } else { (flow.sport, flow.dport) };
         Tcp { sport, dport, seq, ack, flags, window, options, payload: vec![7; length], ..Tcp::default() }
+    }
+
+    /// Options of a SYN, as they are and as nobody sends them.
+    fn options(&mut self) -> Vec<u8> {
+        let mut options = self.pick(&[&[][..], &[2, 4, 5, 180], &[2, 4, 5, 180, 4, 2, 1, 3, 3, 7]]).to_vec();
+        if self.below(3) == 0 {
+            let pieces =
+                [&[1][..], &[0], &[2, 4, 5, 180], &[2, 4, 1, 0], &[4, 2], &[3, 3, 7], &[9, 0], &[8, 200], &[2, 3, 4]];
+            options.clear();
+            for _ in 0..self.below(9) {
+                options.extend(self.pick(&pieces));
+            }
+            options.truncate(40);
+        }
+        options
     }
 
     fn datagram(&mut self, number: usize, from_server: bool) -> L4 {
@@ -237,7 +294,7 @@ pub(crate) fn run(seed: u64) -> Result<(), String> {
 }
 
 fn sequence(seed: u64, look_always: bool) -> Result<(), String> {
-    let script = Script::parse("parity", RULES)?;
+    let script = Script::parse("parity", &rules(seed))?;
     let mut kernel = open(Kind::Kernel, &script)?;
     let mut core = open(Kind::Core, &script)?;
     let mut generator = Generator::new(seed);
