@@ -136,11 +136,12 @@ pub fn understand_with_sets(
         chains: parsed.chains,
         tables: parsed.tables,
         sets: Arc::clone(sets),
+        named_sets: Vec::new(),
         warnings: Diagnostics::default(),
         not_honoured: Diagnostics::default(),
     };
     check::check(&ruleset, &mut report);
-    set::check(&ruleset, &mut report);
+    ruleset.named_sets = set::check(&ruleset, &mut report);
     if report.has_errors() {
         return Err(report.finish());
     }

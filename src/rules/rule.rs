@@ -6,7 +6,7 @@
 
 use super::diagnostic::{Diagnostics, Span};
 use super::matches::Match;
-use super::set::SetTable;
+use super::set::{SetCell, SetTable};
 use super::targets::Target;
 use crate::wire::{Addr, Family};
 use std::sync::Arc;
@@ -149,6 +149,8 @@ pub struct Ruleset {
     pub tables: Vec<TableName>,
     /// The sets that rules may name.
     pub(super) sets: Arc<SetTable>,
+    /// Those that rules do name, held so that they stay.
+    pub(super) named_sets: Vec<Arc<SetCell>>,
     pub(super) warnings: Diagnostics,
     pub(super) not_honoured: Diagnostics,
 }

@@ -35,4 +35,5 @@ pub(super) use handle::NamedSet;
 use parse::NAME_MAX;
 pub(super) use question::Compare;
 pub(super) use reference::{SetRef, check};
+pub(super) use table::SetCell;
 pub use table::SetTable;

@@ -2,11 +2,12 @@
 
 use super::NAME_MAX;
 use super::question::Sides;
-use super::table::{LIVE_MAX, SetTable};
+use super::table::{LIVE_MAX, SetCell, SetTable};
 use crate::rules::diagnostic::{Problem, Report, Span};
 use crate::rules::extension::Given;
 use crate::rules::{Match, Ruleset, Target};
 use crate::wire::Family;
+use std::sync::Arc;
 
 /// The most sides (`IPSET_DIM_MAX`).
 const SIDES_MAX: u8 = 6;
@@ -99,9 +100,14 @@ impl SetRef {
     }
 }
 
-/// Checks all names of sets in the rules against the sets there are.
-pub(in crate::rules) fn check(ruleset: &Ruleset, report: &mut Report<'_>) {
-    let mut one = |set: &SetRef, changes| set.check(&ruleset.sets, ruleset.family, changes, report);
+/// Checks all names of sets in the rules against the sets there are, and gives the sets named: while somebody holds one, no new
+/// sets can come without it.
+pub(in crate::rules) fn check(ruleset: &Ruleset, report: &mut Report<'_>) -> Vec<Arc<SetCell>> {
+    let mut named = Vec::new();
+    let mut one = |set: &SetRef, changes| {
+        named.extend(ruleset.sets.find(&set.name));
+        set.check(&ruleset.sets, ruleset.family, changes, report);
+    };
     for rule in ruleset.chains.iter().flat_map(|chain| &chain.rules) {
         for matched in &rule.matches {
             if let Match::Set(matched) = matched {
@@ -112,4 +118,5 @@ pub(in crate::rules) fn check(ruleset: &Ruleset, report: &mut Report<'_>) {
             target.sets().for_each(|(set, changes)| one(set, changes));
         }
     }
+    named
 }

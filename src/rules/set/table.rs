@@ -21,7 +21,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-/// The most elements of a set that rules add to: all memory for them is taken at once, 120 bytes each.
+/// The most elements of a set that rules add to: all memory for them is taken at once, up to 170 bytes each.
 pub(in crate::rules) const LIVE_MAX: u32 = 1 << 22;
 
 /// Elements, kept in the way of the set's type.
@@ -206,7 +206,7 @@ pub(in crate::rules) struct About {
     pub(in crate::rules) family: Option<Family>,
     /// How many of `src` and `dst` it wants.
     pub(in crate::rules) dimension: usize,
-    /// The most elements it takes.
+    /// The most elements that it takes, or of a list the largest of its members.
     pub(in crate::rules) capacity: u32,
 }
 
@@ -265,7 +265,13 @@ impl SetTable {
 
     /// What a rule may know of a set.
     pub(in crate::rules) fn about(&self, name: &str) -> Option<About> {
-        self.find(name).map(|cell| cell.content().definition.header.about())
+        let content = self.find(name)?.content();
+        let mut about = content.definition.header.about();
+        if let Kept::Frozen(Store::List(list)) = &content.kept {
+            let of_member = |member: &SetCell| member.content().definition.header.capacity;
+            about.capacity = list.members().iter().map(|(member, _)| of_member(member)).max().unwrap_or(0);
+        }
+        Some(about)
     }
 
     /// The set that was probably meant.
@@ -354,6 +360,18 @@ fn conflicts(cells: &Cells, sets: &Sets, end: usize) -> Vec<Problem> {
             continue;
         };
         let about = new.header.about();
+        let largest = match new.header.kind.method() {
+            Method::List => {
+                let members = new.members.iter().filter_map(|member| sets.find(&member.name));
+                members.map(|member| member.header.capacity).max().unwrap_or(0)
+            }
+            _ => about.capacity,
+        };
+        if cell.live.load(Ordering::Relaxed) && largest > LIVE_MAX {
+            let message = format!("set {} takes {largest} elements, and rules add to it", cell.name);
+            let label = format!("more than {LIVE_MAX}");
+            found.push(Problem::new(new.span, message, label).help("give a smaller `maxelem` in its `create` line"));
+        }
         if (about.kind, about.family) != (old.kind, old.family) {
             let message = format!("set {} becomes another, and rules name it", cell.name);
             let label = format!("was a {}", old.kind);

@@ -1,7 +1,9 @@
 //! Sets as texts and as what packets are looked up in.
 
+mod change;
 mod model;
 mod reload;
+mod rules;
 mod text;
 
 use super::SetTable;
@@ -104,3 +106,7 @@ fn shaped(version: Version, proto: u8, src: u8, dst: u8, sport: u16, dport: u16)
     };
     shape.frame(1, [2, 0, 0, 0, 1, 0])
 }
+
+/// Sets for rules to name.
+const SETS: &str = "create a hash:ip\ncreate c hash:net\ncreate d hash:ip,port\ncreate six hash:ip family inet6\n\
+    create m hash:ip skbinfo\ncreate huge hash:ip maxelem 4194305\ncreate of-huge list:set\nadd of-huge huge\n";
