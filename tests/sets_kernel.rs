@@ -302,7 +302,30 @@ fn same(ours: &[String], kernels: &[String], about: &str) {
     assert!(ours == kernels, "ours alone:\n{extra}\nthe kernel's alone:\n{lacking}\n{about}");
 }
 
-fn judge(lab: &Lab, family: Family, round: &Round, sent: &[(PortId, Vec<u8>, Packet)]) {
+/// How much there was to compare.
+#[derive(Default, Debug)]
+struct Seen {
+    rules_met: usize,
+    rules_missed: usize,
+    elements_added: usize,
+    elements_deleted: usize,
+}
+
+impl Seen {
+    fn count(&mut self, counted: &[String], before: &[String], after: &[String]) {
+        let met = counted.iter().filter(|line| !line.starts_with("[0:0]")).count();
+        self.rules_met += met;
+        self.rules_missed += counted.len() - met;
+        let words = |lines: &[String]| -> Vec<String> {
+            lines.iter().map(|line| line.splitn(4, ' ').take(3).collect::<Vec<_>>().join(" ")).collect()
+        };
+        let (before, after) = (words(before), words(after));
+        self.elements_added += after.iter().filter(|line| !before.contains(line)).count();
+        self.elements_deleted += before.iter().filter(|line| !after.contains(line)).count();
+    }
+}
+
+fn judge(lab: &Lab, family: Family, round: &Round, sent: &[(PortId, Vec<u8>, Packet)], seen: &mut Seen) {
     let Round { sets, rules } = round;
     lab.tool(family, "restore", &[], "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n");
     // The list holds the others. In the first round there is none.
@@ -312,7 +335,8 @@ fn judge(lab: &Lab, family: Family, round: &Round, sent: &[(PortId, Vec<u8>, Pac
     let table = Arc::new(SetTable::new([1, 2]));
     table.load("sets", sets, NOW).unwrap_or_else(|bad| panic!("{sets}\n{bad}"));
     let kernel = lab.ipset(&["save"], "").expect("saved sets");
-    same(&comparable(&table.save(NOW)), &comparable(&kernel), &format!("as loaded:\n{sets}"));
+    let before = comparable(&kernel);
+    same(&comparable(&table.save(NOW)), &before, &format!("as loaded:\n{sets}"));
     // What the kernel prints, we read.
     SetTable::new([1, 2]).load("saved", &kernel, NOW).unwrap_or_else(|bad| panic!("{kernel}\n{bad}"));
 
@@ -340,10 +364,11 @@ fn judge(lab: &Lab, family: Family, round: &Round, sent: &[(PortId, Vec<u8>, Pac
         };
         vector.evaluate(FORWARD, &mut context, &mut Told::default(), &mut counters);
     }
-    let kernel = lab.tool(family, "save", &["-c", "-t", "filter"], "");
-    same(&counted(&rules::save(&ruleset, Some(&counters))), &counted(&kernel), &format!("{sets}{rules}"));
-    let kernel = lab.ipset(&["save"], "").expect("saved sets");
-    same(&comparable(&table.save(NOW)), &comparable(&kernel), &format!("after the packets:\n{sets}{rules}"));
+    let counts = counted(&lab.tool(family, "save", &["-c", "-t", "filter"], ""));
+    same(&counted(&rules::save(&ruleset, Some(&counters))), &counts, &format!("{sets}{rules}"));
+    let after = comparable(&lab.ipset(&["save"], "").expect("saved sets"));
+    same(&comparable(&table.save(NOW)), &after, &format!("after the packets:\n{sets}{rules}"));
+    seen.count(&counts, &before, &after);
 }
 
 /// Random values, the same on every run unless XR_SEED says otherwise.
@@ -387,15 +412,16 @@ fn compare_with_kernel(version: Version, family: Family) {
     let mut runner = runner();
     let shape = generator::shape(version);
     let rounds = std::env::var("XR_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(25);
-    let mut packets = 0;
+    let (mut packets, mut seen) = (0, Seen::default());
     for _ in 0..rounds {
         let round = round(&mut runner, kinds, version == Version::V6);
         let shapes: Vec<Shape> = (0..200).map(|_| pick(&mut runner, &shape)).collect();
         let sent = frames(&shapes);
         packets += sent.len();
-        judge(&lab, family, &round, &sent);
+        judge(&lab, family, &round, &sent, &mut seen);
     }
-    eprintln!("{rounds} rounds of {SETS} sets, {packets} packets: counters and sets as the kernel's");
+    eprintln!("{rounds} rounds of {SETS} sets, {packets} packets: counters and sets as the kernel's: {seen:?}");
+    assert!(seen.rules_met > rounds && seen.elements_added > rounds && seen.elements_deleted > 0, "{seen:?}");
 }
 
 #[test]

@@ -148,12 +148,15 @@ fn one(kind: &'static str, v6: bool) -> BoxedStrategy<SetText> {
         ("hash:ip,mark", _) => &["", " markmask 0x1"],
         _ => &[""],
     };
-    let options = (select(masks), any::<bool>(), prop_oneof![Just(""), Just(" timeout 600"), Just(" timeout 0")]);
+    // Small enough for packets to fill.
+    let sizes: &[&str] = if bitmap { &[""] } else { &["", " maxelem 16"] };
+    let timeouts = select(&["", " timeout 600", " timeout 0"][..]);
+    let options = (select(masks), any::<bool>(), timeouts, select(sizes));
     (elements, options)
-        .prop_map(move |(elements, (mask, counters, timeout))| {
+        .prop_map(move |(elements, (mask, counters, timeout, size))| {
             let family = if bitmap || kind == "hash:mac" { "" } else { family };
             let counts = if counters { " counters" } else { "" };
-            let create = format!("{kind}{family}{mask}{timeout}{counts}");
+            let create = format!("{kind}{family}{size}{mask}{timeout}{counts}");
             let mut seen: Vec<String> = Vec::new();
             let mut lines = Vec::new();
             for (words, nomatch, wildcard, bare, (packets, bytes)) in elements {
