@@ -13,7 +13,7 @@ use crate::wire::Family;
 const TOS: u8 = 0;
 
 /// Names of RFC 1349, any case; they leave the two ECN bits alone.
-const NAMES: &[(&str, u8)] = &[
+const NAMES: [(&str, u8); 5] = [
     ("Minimize-Delay", 0x10),
     ("Maximize-Throughput", 0x08),
     ("Maximize-Reliability", 0x04),
@@ -40,7 +40,7 @@ pub(in crate::rules) fn read_tos(token: &Token) -> Result<(u8, u8), Problem> {
     found.ok_or_else(|| {
         let near = nearest(&token.text, NAMES.iter().map(|(name, _)| *name));
         Problem::new(token.span, format!("`{}` is not a TOS value", token.text), "expected VALUE, VALUE/MASK or a name")
-            .help("both are numbers up to 255; names are Minimize-Delay, Maximize-Throughput, Maximize-Reliability, Minimize-Cost and Normal-Service")
+            .help(format!("both are numbers up to 255; names are {}", NAMES.map(|(name, _)| name).join(", ")))
             .maybe_help(near.map(|near| format!("did you mean `{near}`?")))
     })
 }
