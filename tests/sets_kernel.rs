@@ -32,7 +32,7 @@ use std::time::Duration;
 use xrouter::conntrack::{CtInfo, CtStatus, Template};
 use xrouter::device::PortId;
 use xrouter::packet::Packet;
-use xrouter::rules::{self, Context, FORWARD, Hook, RuleVector, SetTable, Told};
+use xrouter::rules::{self, Context, FORWARD, Hook, MANGLE_FORWARD, RuleCounters, RuleVector, SetTable, Told};
 use xrouter::time::Instant;
 use xrouter::wire::Family;
 
@@ -302,6 +302,34 @@ fn same(ours: &[String], kernels: &[String], about: &str) {
     assert!(ours == kernels, "ours alone:\n{extra}\nthe kernel's alone:\n{lacking}\n{about}");
 }
 
+/// Sends the packets through a chain of ours.
+fn walk(
+    vector: &RuleVector,
+    chain: usize,
+    counters: &mut RuleCounters,
+    sent: &[(PortId, Vec<u8>, Packet)],
+    now: Instant,
+) {
+    for (port, frame, packet) in sent {
+        let (mut packet, mut frame) = (*packet, frame.clone());
+        let mut context = Context {
+            packet: &mut packet,
+            frame: &mut frame,
+            hook: Hook::Forward,
+            in_port: *port,
+            out_port: Some(PortId(1 - port.0)),
+            out_mtu: 1500,
+            info: CtInfo::New,
+            status: CtStatus::default(),
+            mark: 0,
+            template: Template::DEFAULT,
+            traced: false,
+            now,
+        };
+        vector.evaluate(chain, &mut context, &mut Told::default(), counters);
+    }
+}
+
 /// How much there was to compare.
 #[derive(Default, Debug)]
 struct Seen {
@@ -346,24 +374,7 @@ fn judge(lab: &Lab, family: Family, round: &Round, sent: &[(PortId, Vec<u8>, Pac
     let ruleset = ruleset.unwrap_or_else(|bad| panic!("{sets}{rules}\n{bad}"));
     let vector = RuleVector::compile(&ruleset);
     let mut counters = vector.counters();
-    for (port, frame, packet) in sent {
-        let (mut packet, mut frame) = (*packet, frame.clone());
-        let mut context = Context {
-            packet: &mut packet,
-            frame: &mut frame,
-            hook: Hook::Forward,
-            in_port: *port,
-            out_port: Some(PortId(1 - port.0)),
-            out_mtu: 1500,
-            info: CtInfo::New,
-            status: CtStatus::default(),
-            mark: 0,
-            template: Template::DEFAULT,
-            traced: false,
-            now: NOW,
-        };
-        vector.evaluate(FORWARD, &mut context, &mut Told::default(), &mut counters);
-    }
+    walk(&vector, FORWARD, &mut counters, sent, NOW);
     let counts = counted(&lab.tool(family, "save", &["-c", "-t", "filter"], ""));
     same(&counted(&rules::save(&ruleset, Some(&counters))), &counts, &format!("{sets}{rules}"));
     let after = comparable(&lab.ipset(&["save"], "").expect("saved sets"));
@@ -432,4 +443,58 @@ fn sets_are_the_kernels_v4() {
 #[test]
 fn sets_are_the_kernels_v6() {
     compare_with_kernel(Version::V6, Family::V6);
+}
+
+/// Marks that elements give, and elements that expire, are added again and begin anew. The kernel's clock is asked, so seconds go by.
+#[test]
+fn marks_and_times_are_the_kernels() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: needs root, to make network namespaces");
+        return;
+    }
+    let _alone = ALONE.lock();
+    let lab = Lab::new();
+    if let Err(why) = lab.ipset(&["list", "-name"], "") {
+        eprintln!("skipped: no ipset here: {why}");
+        return;
+    }
+    const SETS: &str = "create m hash:net skbinfo\nadd m 10.1.0.0/30 skbmark 0x10/0xf0\nadd m 10.1.0.4 skbmark 0x25\n\
+        add m 10.1.0.5 nomatch skbmark 0x70\ncreate n hash:ip skbinfo\nadd n 10.1.0.2 skbmark 0x11/0xf0\nadd n 10.1.0.5\n\
+        create l list:set\nadd l n\nadd l m\n\
+        create t hash:ip timeout 1\nadd t 10.1.0.3 timeout 5\nadd t 10.1.0.4 timeout 0\n\
+        create e hash:ip timeout 3\nadd e 10.1.0.2\nadd e 10.1.0.3\ncreate j bitmap:ip,mac range 10.1.0.0/29 timeout 2\nadd j 10.1.0.3\n";
+    let mut rules = String::from("*mangle\n:FORWARD ACCEPT [0:0]\n");
+    for map in [
+        "-j SET --map-set m src --map-mark",
+        "-j SET --map-set l src --map-mark",
+        "-j MARK --set-xmark 0x3f/0xffffffff",
+    ] {
+        rules += &format!("-A FORWARD {map}\n");
+        for mark in ["0x0", "0x10", "0x11", "0x25", "0x35", "0x3f", "0x70"] {
+            rules += &format!("-A FORWARD -m mark --mark {mark}\n");
+        }
+    }
+    rules += "-A FORWARD -j SET --map-set n src --map-mark\n-A FORWARD -m mark --mark 0x1e\n-A FORWARD -m mark --mark 0x3f\n\
+        -A FORWARD -m set --match-set t src\n-A FORWARD -m set --match-set e src\n-A FORWARD -m set --match-set j src,src\n\
+        -A FORWARD -j SET --add-set t src\n-A FORWARD -j SET --add-set e src --exist --timeout 4\nCOMMIT\n";
+    lab.ipset(&["restore"], SETS).expect("good sets");
+    lab.tool(Family::V4, "restore", &[], &rules);
+    let table = Arc::new(SetTable::new([1, 2]));
+    table.load("sets", SETS, NOW).unwrap_or_else(|bad| panic!("{bad}"));
+    let ruleset =
+        rules::load_with_sets("rules", &rules, Family::V4, &PORTS, &table).unwrap_or_else(|bad| panic!("{bad}"));
+    let vector = RuleVector::compile(&ruleset);
+    let mut counters = vector.counters();
+    let mut runner = runner();
+    let shape = generator::shape(Version::V4);
+    let begun = std::time::Instant::now();
+    for pause in [0, 1500, 1000, 2000] {
+        std::thread::sleep(Duration::from_millis(pause));
+        let shapes: Vec<Shape> = (0..20).map(|_| pick(&mut runner, &shape)).collect();
+        let sent: Vec<_> = frames(&shapes).into_iter().filter(|sent| sent.0 == PortId::LAN).collect();
+        lab.send(&sent.iter().map(|(port, frame, _)| (*port, frame.clone())).collect::<Vec<_>>());
+        walk(&vector, MANGLE_FORWARD, &mut counters, &sent, NOW + begun.elapsed().as_nanos() as u64);
+        let kernel = counted(&lab.tool(Family::V4, "save", &["-c", "-t", "mangle"], ""));
+        same(&counted(&rules::save(&ruleset, Some(&counters))), &kernel, &format!("after {pause} ms"));
+    }
 }

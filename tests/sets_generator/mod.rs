@@ -166,7 +166,7 @@ fn one(kind: &'static str, v6: bool) -> BoxedStrategy<SetText> {
                 }
                 let id = identity(kind, &word);
                 // Masks make one of several, and a name that stands for many hides others: one element is enough then.
-                let masked = mask.contains("mask") || wildcard != "" && kind == "hash:net,iface";
+                let masked = mask.contains("mask") || !wildcard.is_empty() && kind == "hash:net,iface";
                 if seen.contains(&id) || masked && !seen.is_empty() || !in_range(mask, &words[0]) {
                     continue;
                 }

@@ -27,13 +27,13 @@ pub(in crate::rules) const LIVE_MAX: u32 = 1 << 22;
 /// Elements, kept in the way of the set's type.
 #[derive(Clone, Debug)]
 pub(super) enum Store {
-    Hash(HashStore),
+    Hash(Box<HashStore>),
     Bitmap(BitmapStore),
     List(ListStore),
 }
 
 impl Store {
-    /// What of it is found; `Err` is what a list's member said.
+    /// What the element that the packet meets says of it; `None` when it meets none, or an exception.
     #[inline]
     fn test(&self, header: &Header, question: &Question<'_>) -> Option<SkbInfo> {
         let found = match self {
@@ -172,7 +172,7 @@ impl SetCell {
                 list.members().iter().for_each(|(member, _)| member.make_live());
                 return;
             }
-            Kept::Frozen(Store::Hash(store)) => Store::Hash(store.with_room(&before.definition.header)),
+            Kept::Frozen(Store::Hash(store)) => Store::Hash(Box::new(store.with_room(&before.definition.header))),
             Kept::Frozen(Store::Bitmap(store)) => Store::Bitmap(store.clone()),
             Kept::Live(_) => return,
         };
@@ -191,7 +191,7 @@ fn keep(
 ) -> Kept {
     let store = match definition.header.kind.method() {
         Method::List => return Kept::Frozen(Store::List(ListStore::new(definition, now, find))),
-        Method::Hash => Store::Hash(HashStore::new(definition, live, secret, now)),
+        Method::Hash => Store::Hash(Box::new(HashStore::new(definition, live, secret, now))),
         Method::Bitmap => Store::Bitmap(BitmapStore::new(definition, now)),
     };
     if live { Kept::Live(RwLock::new(store)) } else { Kept::Frozen(store) }

@@ -98,9 +98,7 @@ fn slow(set: &SetText, sides: &str, packet: &Packet, frame: &[u8], mark: u32) ->
         let words: Vec<&str> = word.splitn(parts.len(), ',').collect();
         let flag = |name: &str| element.split(' ').any(|word| word == name);
         if set.kind == "hash:net,iface" && !word.contains("physdev") {
-            if let Some(length) = fits("net", words[0], packet, frame, sides[0], mark, &set.create) {
-                longest = longest.max(Some(length));
-            }
+            longest = longest.max(fits("net", words[0], packet, frame, sides[0], mark, &set.create));
         }
         let lengths: Option<Vec<u8>> = parts
             .iter()
@@ -114,7 +112,6 @@ fn slow(set: &SetText, sides: &str, packet: &Packet, frame: &[u8], mark: u32) ->
                 part => fits(part, word, packet, frame, sides[index], mark, &set.create),
             })
             .collect();
-        // Learnt from the packet.
         let Some(lengths) = lengths else { continue };
         if best.as_ref().is_none_or(|best| lengths > best.0) {
             best = Some((lengths, !flag("nomatch")));
