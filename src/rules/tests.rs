@@ -320,7 +320,7 @@ const REFUSED_V4: &[(&str, &str, &str)] = &[
     ("-A FORWARD extra -j ACCEPT", "extra", "not an option"),
     ("-A FORWARD -j ACCEPT --bogus", "--bogus", "unknown option"),
     ("-A FORWARD -m bogus -j ACCEPT", "bogus", "unknown match"),
-    ("-A FORWARD -m recent --set -j ACCEPT", "recent", "not covered"),
+    ("-A FORWARD -m recent --seconds 5 -j ACCEPT", "recent", "what to do"),
     ("-A FORWARD -t filter -j ACCEPT", "-t", "unknown option"),
     ("-A FORWARD -p tcp --tcp-flags SYN", "SYN", "needs an argument"),
     ("-A FORWARD -p tcp --tcp-flags SYN,BOGUS SYN -j ACCEPT", "SYN,BOGUS", "unknown TCP flag"),

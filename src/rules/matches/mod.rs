@@ -6,8 +6,12 @@
 mod address;
 mod addrtype;
 mod ah;
+mod argument;
+mod bpf;
 mod comment;
 mod common;
+mod connbytes;
+mod connlimit;
 mod connmark;
 mod conntrack;
 mod ctstate;
@@ -18,12 +22,14 @@ mod esp;
 mod eui64;
 mod extension_header;
 mod frag;
+mod hashlimit;
 mod helper;
 mod icmp;
 mod iprange;
 mod ipv6header;
 mod length;
 mod limit;
+mod lru;
 mod mac;
 mod mark;
 mod mh;
@@ -33,24 +39,32 @@ mod opts;
 mod pkttype;
 mod policy;
 mod port;
+mod quota;
+mod recent;
 mod refused;
 mod rpfilter;
 mod rt;
 mod sctp;
 pub(super) mod set;
-
+mod statistic;
+mod string;
 mod tcp;
 mod tcpmss;
 #[cfg(test)]
 mod testing;
+mod time;
 mod tos;
 mod ttl;
+mod u32;
 mod udp;
 mod udplite;
 
 pub use addrtype::AddrtypeMatch;
 pub use ah::AhMatch;
+pub use bpf::BpfMatch;
 pub use comment::CommentMatch;
+pub use connbytes::ConnbytesMatch;
+pub use connlimit::ConnlimitMatch;
 pub use connmark::ConnmarkMatch;
 pub use conntrack::{BitMatch, ConntrackMatch, CtExpire, CtProto};
 pub use ctstate::{StateMatch, state};
@@ -60,6 +74,7 @@ pub use ecn::EcnMatch;
 pub use esp::EspMatch;
 pub use eui64::Eui64Match;
 pub use frag::FragMatch;
+pub use hashlimit::HashlimitMatch;
 pub use helper::HelperMatch;
 pub use icmp::{Icmp6Match, IcmpMatch};
 pub use iprange::IprangeMatch;
@@ -74,17 +89,25 @@ pub use opts::{DstMatch, HbhMatch};
 pub use pkttype::PkttypeMatch;
 pub use policy::PolicyMatch;
 pub use port::PortRange;
+pub use quota::QuotaMatch;
+pub use recent::RecentMatch;
 pub use rpfilter::RpfilterMatch;
 pub use rt::RtMatch;
 pub use sctp::SctpMatch;
 pub use set::SetMatch;
+pub use statistic::StatisticMatch;
+pub use string::StringMatch;
 pub use tcp::{TcpFlags, TcpMatch, TcpOption};
 pub use tcpmss::TcpmssMatch;
+pub use time::TimeMatch;
 pub use tos::TosMatch;
 pub use ttl::{HlMatch, TtlMatch};
+pub use u32::U32Match;
 pub use udp::UdpMatch;
 pub use udplite::UdpliteMatch;
 
+pub(super) use hashlimit::HashlimitTable;
+pub(super) use recent::RecentTable;
 pub(super) use refused::refused;
 
 use super::context::{Context, World};
@@ -256,4 +279,24 @@ matches! {
     Mh(MhMatch),
     /// `-m set`
     Set(SetMatch),
+    /// `-m recent`
+    Recent(RecentMatch),
+    /// `-m hashlimit`
+    Hashlimit(HashlimitMatch),
+    /// `-m connlimit`
+    Connlimit(ConnlimitMatch),
+    /// `-m statistic`
+    Statistic(StatisticMatch),
+    /// `-m time`
+    Time(TimeMatch),
+    /// `-m connbytes`
+    Connbytes(ConnbytesMatch),
+    /// `-m string`
+    String(StringMatch),
+    /// `-m u32`
+    U32(U32Match),
+    /// `-m quota`
+    Quota(QuotaMatch),
+    /// `-m bpf`
+    Bpf(BpfMatch),
 }

@@ -30,7 +30,7 @@ fn table(text: &str, now: Instant) -> Arc<SetTable> {
 }
 
 fn registry(table: &Arc<SetTable>) -> Registry {
-    Registry { sets: Arc::clone(table), ports: vec!["lan0".to_owned(), "wan0".to_owned()] }
+    Registry { sets: Arc::clone(table), ports: vec!["lan0".to_owned(), "wan0".to_owned()], ..Registry::default() }
 }
 
 /// A `-m set` rule, compiled.
