@@ -233,3 +233,35 @@ fn a_hangup_reloads_and_systemd_is_told() {
     assert_eq!(stats(&router)["policy_generation"].as_u64(), Some(2));
     router.stop();
 }
+
+/// Runs a router on a terminal, has it reload, and takes the terminal away.
+const ON_A_TERMINAL: &str = "
+import os, pty, sys
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+said = b''
+def hear(word):
+    global said
+    while word not in said:
+        said += os.read(fd, 1000)
+hear(b'xrouter ready')
+os.kill(pid, 1)
+hear(b'policy 2 is in force')
+os.close(fd)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+";
+
+#[test]
+fn a_hangup_because_the_terminal_is_gone_ends_the_run() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let mut command = net.command(Place::Router, "python3");
+    command.args(["-c", ON_A_TERMINAL, env!("CARGO_BIN_EXE_xrouter"), "--lan", "lan", "--wan", "wan"]);
+    let mut program = Program::start(command.arg("--control").arg(net.file("control")).args(["--poll", "adaptive"]));
+    let status = program.end(20 * SECOND);
+    assert_eq!((status.code(), program.said().trim()), (Some(0), "0"));
+    assert!(!net.ip(Place::Router, "link show lan").contains("xdp"), "the interfaces are given back");
+}

@@ -324,6 +324,8 @@ pub fn start_log() {
         .with_max_level(Level::INFO)
         .with_writer(io::stderr)
         .with_ansi(false)
+        // It would be written to standard error, too, and with a panic when that is gone.
+        .log_internal_errors(false)
         .event_format(LogLine { journal })
         .try_init();
 }
