@@ -56,9 +56,11 @@ pub(super) fn run(args: &ReloadArgs) -> Result<(), Failure> {
     report.notes.iter().for_each(|note| super::complain(&format!("note: {note}")));
     if args.json {
         let line = serde_json::to_string(&report).map_err(|_| client.unexpected())?;
-        return super::print(|out| writeln!(out, "{line}"));
+        super::print(|out| writeln!(out, "{line}"))?;
+    } else {
+        super::print(|out| show(&report, out))?;
     }
-    super::print(|out| show(&report, out))
+    report.unfinished.map_or(Ok(()), |what| Err(Failure::Running(what)))
 }
 
 fn show(report: &ReloadReport, out: &mut dyn io::Write) -> io::Result<()> {

@@ -153,6 +153,9 @@ pub struct ReloadReport {
     pub connections: u64,
     /// Connections ended.
     pub ended: u64,
+    /// Why not all of them were looked at, if so.
+    #[serde(default)]
+    pub unfinished: Option<String>,
     /// Warnings about the files.
     pub warnings: String,
     /// What else the operator should know.
@@ -411,7 +414,7 @@ impl Workers {
         match &outcome {
             Ok(report) => {
                 tracing::info!("reload: {report}; read in {} ms, compiled in {} ms", report.read_ms, report.compile_ms);
-                report.notes.iter().for_each(|note| tracing::warn!("reload: {note}"));
+                report.notes.iter().chain(&report.unfinished).for_each(|note| tracing::warn!("reload: {note}"));
             }
             Err(Refused::Files(_)) => tracing::error!("reload: refused, and the rules are as before: see the report"),
             Err(Refused::Workers(error)) => tracing::error!("reload: {error}"),
@@ -452,11 +455,13 @@ impl Workers {
             self.change_settings(&built.config, &mut report.notes).await?;
             self.publish(built).await?;
         }
-        match wish.established {
-            Established::Keep => {}
-            Established::Recheck => self.recheck(&rulesets, &mut report, by).await?,
-            Established::Flush => self.flush(&mut report, by).await?,
-        }
+        let outcome = match wish.established {
+            Established::Keep => Ok(()),
+            Established::Recheck => self.recheck(&rulesets, &mut report, by).await,
+            Established::Flush => self.flush(&mut report, by).await,
+        };
+        // The new rules are in force all the same.
+        report.unfinished = outcome.err().map(|error| format!("not every connection was looked at: {error}"));
         Ok(report)
     }
 
@@ -467,9 +472,9 @@ impl Workers {
             return Ok(());
         }
         let mut settings = self.settings.lock().await;
-        let wanted = sysctl::apply(&settings, &changes).map_err(Refused::Files)?;
-        let refused = |error: BackendError| Refused::Files(format!("error: [conntrack] {error}"));
-        self.put_in_force(&wanted, &settings).await.map_err(refused)?;
+        let wrong = |error: String| Refused::Files(format!("error: [conntrack] {error}"));
+        let wanted = sysctl::apply(&settings, &changes).map_err(wrong)?;
+        self.put_in_force(&wanted, &settings).await.map_err(|error| wrong(error.0))?;
         for (name, value) in &changes {
             tracing::info!("conntrack settings: {}{name} = {value}, by the configuration", sysctl::PATH);
             notes.push(format!("{}{name} = {value}", sysctl::PATH));

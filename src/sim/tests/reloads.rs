@@ -293,3 +293,28 @@ fn tables_may_come_and_go() {
     assert_eq!(run.reload(RECHECK).expect("good rules").files[0].removed, 1);
     assert_eq!(udp(&mut run), [10]);
 }
+
+#[test]
+fn rules_are_in_force_also_when_a_worker_falls_silent_afterwards() {
+    let mut run = Run::new(&format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    connect(&mut run, 1000..1010, true);
+    run.write(ESTABLISHED);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let Run { sim, workers, .. } = &mut run;
+    let report = runtime.block_on(async {
+        let work = async {
+            // Until it has changed over and said so.
+            while sim.shard().policy_generation() == 1 {
+                sim.burst().expect("no port was cut");
+                tokio::time::sleep(std::time::Duration::from_micros(200)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            outcome = workers.reload(&RECHECK, 77) => outcome.expect("good rules"),
+            () = work => unreachable!("it never ends"),
+        }
+    });
+    assert_eq!((report.generation, report.ended), (2, 0));
+    assert!(report.unfinished.is_some_and(|why| why.contains("worker 0 does not answer")));
+}
