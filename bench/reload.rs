@@ -23,10 +23,11 @@ use xrouter::control::backend::{Facts, Published, Workers};
 use xrouter::control::config::{Layer, Placed};
 use xrouter::control::reload::{self, Established, ReloadReport, Wish};
 use xrouter::control::sources::{self, Sources};
-use xrouter::datapath::{BATCH, Shard};
+use xrouter::datapath::{BATCH, Batch, Effects, Ledger, Shard, process};
 use xrouter::device::{Device, Frame, FramePool, Host, PortId};
-use xrouter::rules::Registry;
-use xrouter::wire::{checksum, ipv4};
+use xrouter::rules::{self, Previous, Registry, RuleVector};
+use xrouter::snapshot::Policy;
+use xrouter::wire::{Family, checksum, ipv4};
 use xrouter::worker::{Parts, Poll, Worker, mailbox};
 
 mod fixture;
@@ -165,7 +166,7 @@ fn packet(n: usize, port: PortId) -> [u8; 60] {
 }
 
 /// What is established passes by the first rule; then as many others as wanted, of which `round` changes one.
-fn rules(count: usize, round: usize) -> String {
+fn rules_text(count: usize, round: usize) -> String {
     let mut text = String::from("*filter\n:FORWARD DROP [0:0]\n");
     text += "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
     for n in 2..count {
@@ -190,7 +191,8 @@ fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|word| word.parse().ok());
     let (count, flows) = (numbers.next().unwrap_or(10_000), numbers.next().unwrap_or(1024));
     let file = File(std::env::temp_dir().join(format!("xrbench{}.v4", std::process::id())));
-    std::fs::write(&file.0, rules(count, 0)).expect("a file");
+    std::fs::write(&file.0, rules_text(count, 0)).expect("a file");
+    alone(count, flows);
     let published = published(&file);
     let settings = Settings { max: (flows * 2).max(1024), ..Settings::default() };
     let (mailbox, handle) = mailbox().expect("a descriptor");
@@ -254,6 +256,75 @@ fn recheck(workers: &Workers) -> (ReloadReport, Duration) {
     (runtime.block_on(workers.reload(&wish, 0)).expect("good rules"), start.elapsed())
 }
 
+/// What each step takes of the processor when nothing else is done: loading, pairing and compiling, the exchange in the
+/// worker, and the burst after it, in which every flow asks the rules again.
+fn alone(count: usize, flows: usize) {
+    let load = |round: usize| {
+        rules::load("bench", &rules_text(count, round), Family::V4, &["lan0", "wan0"])
+            .expect("the bench's rules are good")
+    };
+    let v6 = || RuleVector::compile(&rules::load("bench", "*filter\nCOMMIT\n", Family::V6, &[]).expect("no rules"));
+    let start = processor_time();
+    let (old, new) = (load(0), load(1));
+    let loaded = (processor_time() - start) / 2;
+    let mut policy = Policy { generation: 1, v4: RuleVector::compile(&old), v6: v6() };
+    let start = processor_time();
+    let unchanged = rules::unchanged(&old, &new);
+    let paired = processor_time() - start;
+    let start = processor_time();
+    let previous = Previous { vector: &policy.v4, unchanged: &unchanged };
+    RuleVector::compile_after(&new, &mut Registry::default(), Some(previous));
+    let compiled = processor_time() - start;
+    let routing = fixture::routing();
+    let settings = Settings { max: (flows * 2).max(1024), ..Settings::default() };
+    let mut shard = Shard::new(settings, [1, 2], &policy);
+    let (mut pool, mut effects, mut batch) = (FramePool::in_memory(512, 2048), Effects::new(BATCH), Batch::default());
+    let (mut next, mut now) = (0, xrouter::time::Instant::from_secs(1));
+    let mut burst = |shard: &mut Shard, policy: &Policy, port: PortId| {
+        for _ in 0..BATCH {
+            let mut frame = pool.take().expect("all frames came back");
+            frame.fill(&packet(next % flows, port));
+            next += 1;
+            batch.push(port, frame);
+        }
+        now = now + 1000;
+        let start = Instant::now();
+        process(shard, policy, &routing, &mut batch, now, &mut effects);
+        let took = start.elapsed();
+        effects.transmit.iter_mut().for_each(|queue| queue.drain(..).for_each(|frame| pool.put(frame)));
+        took
+    };
+    for port in PortId::ALL {
+        (0..flows.div_ceil(BATCH)).for_each(|_| _ = burst(&mut shard, &policy, port));
+    }
+    let (mut exchange, mut after, mut usual) = (Vec::new(), Vec::new(), Vec::new());
+    for generation in 2..1002 {
+        (0..2 * flows.div_ceil(BATCH)).for_each(|_| usual.push(burst(&mut shard, &policy, PortId::LAN)));
+        policy.generation = generation;
+        shard.prepare(Box::new(Ledger::new(&policy)));
+        let start = Instant::now();
+        shard.follow(&policy, &routing);
+        exchange.push(start.elapsed());
+        after.push(burst(&mut shard, &policy, PortId::LAN));
+        drop(shard.take_last_ledger());
+    }
+    let at = |all: &mut Vec<Duration>, share: usize| {
+        all.sort_unstable();
+        all[(all.len() - 1) * share / 1000].as_secs_f64() * 1e6
+    };
+    let millis = |time: Duration| time.as_secs_f64() * 1e3;
+    println!("{count} rules, {flows} established flows, bursts of {BATCH}; each step alone");
+    println!(
+        "  processor time: load and check {:.1} ms, pair {:.1} ms, compile {:.1} ms",
+        millis(loaded),
+        millis(paired),
+        millis(compiled)
+    );
+    for (what, all) in [("exchange", &mut exchange), ("burst after it", &mut after), ("other bursts", &mut usual)] {
+        println!("  {what}: median {:.2} us, 90 % {:.2} us, 99 % {:.2} us", at(all, 500), at(all, 900), at(all, 990));
+    }
+}
+
 fn published(file: &File) -> Published {
     let layer = Layer {
         lan: Some(Placed::option("--lan", "lan0".parse().expect("a name"))),
@@ -276,7 +347,7 @@ fn run(workers: &Workers, file: &File, count: usize, stage: &AtomicU64) -> Vec<R
     std::thread::sleep(Duration::from_millis(500));
     let wish = Wish { established: Established::Keep, ..Wish::default() };
     let once = |round: usize| {
-        std::fs::write(&file.0, rules(count, round)).expect("a file");
+        std::fs::write(&file.0, rules_text(count, round)).expect("a file");
         stage.fetch_add(1, Ordering::Relaxed);
         let report = runtime.block_on(workers.reload(&wish, 0)).expect("good rules");
         // The bursts after it count, too.
