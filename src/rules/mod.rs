@@ -21,6 +21,7 @@ mod diagnostic;
 mod extension;
 #[cfg(test)]
 mod extension_testing;
+pub mod index;
 pub mod limit;
 mod lint;
 mod log;

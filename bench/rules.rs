@@ -1,0 +1,167 @@
+//! The rule index alone, in memory: nanoseconds from a packet's key to the first rule whose bounds hold, beside a plain
+//! walk; time to build, bytes, changes per second.
+//!
+//! `cargo bench --bench rules` for all sets, or name some: `cargo bench --bench rules -- acl4-10000 fw6-1000`; a name that ends
+//! in `-shuffled` has its rules in random order. `--write FOLDER` writes the sets and their headers as files for
+//! `dpdk-test-acl`, `--answers FOLDER` writes the positions found in the form that program prints; `scripts/bench-acl` uses both.
+//! Lookups are in batches of 64 keys, 65,536 different ones in turn; each figure is the median of the rounds.
+#![allow(missing_docs, clippy::print_stdout)]
+
+mod classbench;
+
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::time::{Duration, Instant as Clock};
+
+use classbench::{Random, Set};
+use xrouter::rules::index::{Bounds, Index, Key, NONE};
+
+const HEADERS: usize = 65_536;
+/// Keys per call, as many packets as a batch of the datapath has.
+const BATCH: usize = 64;
+const ROUNDS: usize = 9;
+/// Changes timed.
+const CHANGES: u32 = 2000;
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Nanoseconds for each of `count` of what `work` does, the median of the rounds.
+fn measure(count: usize, mut work: impl FnMut()) -> f64 {
+    work();
+    let rounds = (0..ROUNDS).map(|_| {
+        let start = Clock::now();
+        work();
+        start.elapsed().as_nanos() as f64 / count as f64
+    });
+    median(rounds.collect())
+}
+
+fn batches<const N: usize>(index: &Index<N>, headers: &[Key<N>]) -> u64 {
+    let mut found = [0; BATCH];
+    let mut sum = 0;
+    for keys in headers.chunks_exact(BATCH) {
+        index.first_batch(keys, &mut found);
+        sum += u64::from(found[0]);
+    }
+    sum
+}
+
+fn walk<const N: usize>(rules: &[Bounds<N>], key: &Key<N>) -> u32 {
+    rules.iter().position(|rule| rule.hold(key)).map_or(NONE, |at| at as u32)
+}
+
+/// What index and walk find for the same keys.
+fn compare<const N: usize>(index: &Index<N>, set: &Set<N>) {
+    let some = (20_000_000 / set.rules.len()).clamp(64, set.headers.len()) / 64 * 64;
+    let mut found = vec![0; some];
+    index.first_batch(&set.headers[..some], &mut found);
+    for (key, found) in set.headers.iter().zip(found) {
+        assert_eq!(found, walk(&set.rules, key), "{key:?}");
+        assert_eq!(index.next(key, 0).unwrap_or(NONE), found, "{key:?}");
+    }
+}
+
+/// Changes per second: a rule removed at random, and inserted again elsewhere.
+fn changes<const N: usize>(index: &Index<N>, set: &Set<N>) -> f64 {
+    let mut random = Random(5);
+    let mut index = index.clone();
+    let start = Clock::now();
+    for _ in 0..CHANGES / 2 {
+        let len = set.rules.len() as u64;
+        index.remove(random.below(len) as u32);
+        index.insert(random.below(len) as u32, &set.rules[random.below(len) as usize]);
+    }
+    f64::from(CHANGES) / start.elapsed().as_secs_f64()
+}
+
+fn run<const N: usize>(name: &str, set: &Set<N>) {
+    let build = measure(1, || drop(black_box(Index::build(&set.rules)))) / 1e6;
+    let index = Index::build(&set.rules);
+    compare(&index, set);
+    let batch = measure(HEADERS, || drop(black_box(batches(&index, &set.headers))));
+    let single = measure(HEADERS, || {
+        black_box(set.headers.iter().map(|key| u64::from(index.next(key, 0).unwrap_or(0))).sum::<u64>());
+    });
+    let some = &set.headers[..(4_000_000 / set.rules.len()).clamp(16, HEADERS)];
+    let plain = measure(some.len(), || {
+        black_box(some.iter().map(|key| u64::from(walk(&set.rules, key))).sum::<u64>());
+    });
+    let (nodes, blocks, depth) = index.shape();
+    let start = Clock::now();
+    let copy = black_box(index.clone());
+    let copying = start.elapsed();
+    drop(copy);
+    println!(
+        "{name:<18} {batch:>7.1} {single:>7.1} {plain:>9.1} {build:>8.2} {:>7.0} {:>7.0} {:>6} {nodes:>6} {blocks:>6} {depth:>3}",
+        changes(&index, set) / 1e3,
+        index.bytes() as f64 / set.rules.len() as f64,
+        Duration::as_micros(&copying),
+    );
+}
+
+fn files<const N: usize>(name: &str, set: &Set<N>, write: Option<&PathBuf>, answers: Option<&PathBuf>) {
+    let put = |folder: &PathBuf, ending: &str, text: String| {
+        std::fs::write(folder.join(format!("{name}.{ending}")), text).expect("the folder can be written to");
+    };
+    if let Some(folder) = write {
+        put(folder, "rules", classbench::rules_file(&set.rules));
+        put(folder, "headers", classbench::headers_file(&set.headers));
+    }
+    if let Some(folder) = answers {
+        let mut found = vec![0; set.headers.len()];
+        Index::build(&set.rules).first_batch(&set.headers, &mut found);
+        let family = if N == 2 { 4 } else { 6 };
+        let line = |(at, found): (usize, &u32)| {
+            format!("ipv{family}_5tuple: {}, category: 0, result: {found}\n", at + 1)
+        };
+        put(folder, "answers", found.iter().enumerate().map(line).collect());
+    }
+}
+
+fn one<const N: usize>(name: &str, flavour: &str, count: usize, write: Option<&PathBuf>, answers: Option<&PathBuf>) {
+    let set = classbench::set::<N>(flavour, count, HEADERS, name.ends_with("-shuffled"));
+    match (write, answers) {
+        (None, None) => run(name, &set),
+        _ => files(name, &set, write, answers),
+    }
+}
+
+fn main() {
+    let (mut write, mut answers, mut names) = (None, None, Vec::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--bench" => {}
+            "--write" => write = arguments.next().map(PathBuf::from),
+            "--answers" => answers = arguments.next().map(PathBuf::from),
+            name => names.push(name.to_owned()),
+        }
+    }
+    if names.is_empty() {
+        for family in [4, 6] {
+            for flavour in ["acl", "fw", "ipc"] {
+                names.extend([100, 1000, 10_000, 100_000].map(|count| format!("{flavour}{family}-{count}")));
+            }
+        }
+    }
+    if write.is_none() && answers.is_none() {
+        println!(
+            "{:<18} {:>7} {:>7} {:>9} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6} {:>3}",
+            "set", "batch", "one", "walk ns", "build ms", "kchg/s", "B/rule", "copy us", "nodes", "blocks", "dep"
+        );
+    }
+    for name in names {
+        let mut parts = name.split('-');
+        let (Some(kind), Some(Ok(count))) = (parts.next(), parts.next().map(str::parse)) else {
+            panic!("{name}: want a flavour, a family and a number, as in acl4-1000");
+        };
+        match kind.split_at(kind.len() - 1) {
+            (flavour, "4") => one::<2>(&name, flavour, count, write.as_ref(), answers.as_ref()),
+            (flavour, "6") => one::<8>(&name, flavour, count, write.as_ref(), answers.as_ref()),
+            _ => panic!("{name}: the family is 4 or 6"),
+        }
+    }
+}
