@@ -96,13 +96,14 @@ impl<const N: usize> Block<N> {
     /// The lanes whose bounds hold `key`, one bit each.
     #[inline(always)]
     pub(super) fn hold<L: Lanes>(&self, lanes: L, key: &Key<N>) -> u16 {
-        let word = |index: usize| lanes.masked_equal(&self.words[index].values, &self.words[index].masks, key.words[index]);
+        let word =
+            |index: usize| lanes.masked_equal(&self.words[index].values, &self.words[index].masks, key.words[index]);
         // The upper half of each address tells most rules apart.
         let mut hits = word(0) & word(N / 2);
         for upper in 1..N / 4 {
             hits &= word(upper) & word(N / 2 + upper);
         }
-        if hits == 0 {
+        if N > 2 && hits == 0 {
             return 0;
         }
         for lower in (N / 4).max(1)..N / 2 {
@@ -131,6 +132,11 @@ impl<const N: usize> Blocks<N> {
     pub(super) fn bytes(&self) -> usize {
         let free: usize = self.free.iter().map(|runs| runs.capacity() * size_of::<u32>()).sum();
         self.blocks.capacity() * size_of::<Block<N>>() + self.positions.capacity() * size_of::<[u32; LANES]>() + free
+    }
+
+    pub(super) fn shrink_to_fit(&mut self) {
+        self.blocks.shrink_to_fit();
+        self.positions.shrink_to_fit();
     }
 
     pub(super) fn in_use(&self) -> usize {

@@ -7,7 +7,9 @@ use super::block::{Blocks, LANES};
 use super::{Bounds, Branch, DIMS_MAX, Index, LEAF_BLOCKS_MAX, NONE, Node, PIVOTS, REST};
 
 /// Rules that are not worth a node.
-pub(super) const LEAF: usize = 16;
+const LEAF: usize = 32;
+/// Rules that a part should have at least, for blocks to be used well.
+const PART: usize = 10;
 /// No path has more nodes, so that a search needs no more room than for that many rests.
 pub(super) const DEPTH_MAX: usize = 24;
 
@@ -31,6 +33,8 @@ impl<const N: usize> Index<N> {
             changes: 0,
         };
         index.root = index.tree(rules, 0);
+        index.blocks.shrink_to_fit();
+        index.nodes.shrink_to_fit();
         index
     }
 
@@ -38,7 +42,8 @@ impl<const N: usize> Index<N> {
     pub(super) fn tree(&mut self, rules: &[(u32, Bounds<N>)], depth: usize) -> Branch {
         let spans: Vec<Vec<(u32, u32)>> =
             (0..Bounds::<N>::DIMS).map(|dim| rules.iter().map(|(_, bounds)| bounds.span(dim)).collect()).collect();
-        let mut part = Part { members: (0..rules.len() as u32).collect(), whole: [(0, 0); DIMS_MAX], depth };
+        let members = (0..rules.len() as u32).collect();
+        let mut part = Part { members, whole: [(0, 0); DIMS_MAX], depth, room: rules.len() };
         for dim in 0..Bounds::<N>::DIMS {
             part.whole[dim] = (0, Bounds::<N>::last(dim));
         }
@@ -55,6 +60,8 @@ struct Part {
     whole: [(u32, u32); DIMS_MAX],
     /// Nodes above.
     depth: usize,
+    /// Copies of rules that may be made here.
+    room: usize,
 }
 
 struct Builder<'a, const N: usize> {
@@ -117,7 +124,11 @@ impl<const N: usize> Builder<'_, N> {
                 (first, last) => across.push((rule, first, last)),
             }
         }
-        let rest = spread(&mut parts, across, part.members.len());
+        let total = part.members.len();
+        let copies = (total / 2).min(part.room / 2);
+        let (rest, left) = spread(&mut parts, across, copies);
+        let room = part.room - (copies - left);
+        let share = |members: &Vec<u32>| room * members.len() / (total + copies);
         let at = index.nodes.len();
         index.nodes.push(node.clone());
         for (branch, mut members) in parts.into_iter().enumerate() {
@@ -129,10 +140,12 @@ impl<const N: usize> Builder<'_, N> {
             if branch < cut.cuts.len() {
                 whole[cut.dim].1 = cut.cuts[branch] - 1;
             }
-            node.branches[branch] = self.branch(index, Part { members, whole, depth: part.depth + 1 });
+            let room = share(&members);
+            node.branches[branch] = self.branch(index, Part { members, whole, depth: part.depth + 1, room });
         }
         node.cuts[15] = rest.first().map_or(NONE, |&rule| self.rules[rule as usize].0);
-        node.branches[REST] = self.branch(index, Part { members: rest, depth: part.depth + 1, ..part });
+        let room = share(&rest);
+        node.branches[REST] = self.branch(index, Part { members: rest, depth: part.depth + 1, room, ..part });
         index.nodes[at] = node;
         Branch::node(at)
     }
@@ -148,7 +161,8 @@ impl<const N: usize> Builder<'_, N> {
         if spans.is_empty() {
             return None;
         }
-        let cuts = pick(&places(&spans, first, last), spans.len());
+        let wanted = (part.members.len() / PART).clamp(1, PIVOTS);
+        let cuts = pick(&places(&spans, first, last), spans.len(), wanted);
         let mut parts = [0usize; PIVOTS + 1];
         let mut across = part.members.len() - spans.len();
         for &(low, high) in &spans {
@@ -204,17 +218,17 @@ fn places(spans: &[(u32, u32)], first: u32, last: u32) -> Vec<Place> {
 }
 
 /// The cuts, in order: all places if there are few, else those that part the spans evenly, more or less.
-fn pick(places: &[Place], spans: usize) -> Vec<u32> {
+fn pick(places: &[Place], spans: usize, wanted: usize) -> Vec<u32> {
     /// How many places to either side are looked at.
     const ASIDE: usize = 48;
     /// How far from even a part may become for one span less that lies across.
     const WORTH: usize = 4;
-    if places.len() <= PIVOTS {
+    if places.len() <= wanted {
         return places.iter().map(|place| place.value).collect();
     }
-    let mut cuts: Vec<u32> = (1..=PIVOTS)
+    let mut cuts: Vec<u32> = (1..=wanted)
         .filter_map(|number| {
-            let even = number * spans / (PIVOTS + 1);
+            let even = number * spans / (wanted + 1);
             let at = places.partition_point(|place| place.below < even);
             let near = at.saturating_sub(ASIDE)..(at + ASIDE).min(places.len());
             let off = |place: &&Place| place.across * WORTH + place.below.abs_diff(even);
@@ -225,24 +239,19 @@ fn pick(places: &[Place], spans: usize) -> Vec<u32> {
     cuts
 }
 
-/// Copies rules that lie across the cuts into the parts they reach, the narrowest first, while that adds at most a half of
-/// `total`. What is left is the rest, in order.
-fn spread(parts: &mut [Vec<u32>], mut across: Vec<(u32, usize, usize)>, total: usize) -> Vec<u32> {
+/// Copies rules that lie across the cuts into the parts they reach, the narrowest first, as long as there is `room`. What is
+/// left is the rest, in order, and room.
+fn spread(parts: &mut [Vec<u32>], mut across: Vec<(u32, usize, usize)>, mut room: usize) -> (Vec<u32>, usize) {
     across.sort_by_key(|&(rule, first, last)| (last - first, rule));
-    let mut room = total / 2;
     let mut rest = Vec::new();
     for (rule, first, last) in across {
-        match room.checked_sub(last - first) {
-            Some(less) => {
-                room = less;
-                parts[first..=last].iter_mut().for_each(|part| part.push(rule));
-            }
-            None => {
-                room = 0;
-                rest.push(rule);
-            }
+        if last - first > room {
+            rest.push(rule);
+            continue;
         }
+        room -= last - first;
+        parts[first..=last].iter_mut().for_each(|part| part.push(rule));
     }
     rest.sort_unstable();
-    rest
+    (rest, room)
 }

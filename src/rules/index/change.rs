@@ -45,7 +45,8 @@ impl<const N: usize> Index<N> {
     pub fn remove(&mut self, position: u32) {
         assert!(position < self.len, "no such position");
         let block = self.blocks.find(position).expect("every position is in some block");
-        let bounds = self.blocks.rules(block..block + 1).find(|rule| rule.0 == position).expect("it is in this block").1;
+        let bounds =
+            self.blocks.rules(block..block + 1).find(|rule| rule.0 == position).expect("it is in this block").1;
         self.take_out(Place { node: ROOT, branch: 0, depth: 0 }, position, &bounds);
         self.blocks.close(position);
         for node in &mut self.nodes {

@@ -72,7 +72,8 @@ impl<const N: usize> Bounds<N> {
 
     /// The values of dimension `dim` that can hold, from the first to the last.
     fn span(&self, dim: usize) -> (u32, u32) {
-        let range = |(low, high): (u16, u16)| if low <= high { (low.into(), high.into()) } else { (0, u16::MAX.into()) };
+        let range =
+            |(low, high): (u16, u16)| if low <= high { (low.into(), high.into()) } else { (0, u16::MAX.into()) };
         if dim < N {
             let prefix = !u32::MAX.checked_shr(self.masks[dim].leading_ones()).unwrap_or(0);
             let low = self.values[dim] & prefix;

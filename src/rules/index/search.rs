@@ -7,7 +7,7 @@ use crate::arch::{self, Lanes, LanesTask, with_lanes};
 /// Keys looked at together.
 const BATCH: usize = 64;
 /// Rests that wait, of all keys of a batch.
-const WAITING: usize = 256;
+const WAITING: usize = 512;
 
 impl<const N: usize> Index<N> {
     /// The first position at or after `from` whose bounds hold `key`.
@@ -119,72 +119,132 @@ impl<const N: usize> LanesTask for FirstBatch<'_, N> {
 #[derive(Clone, Copy)]
 struct Item {
     branch: Branch,
+    /// Which key.
     key: u32,
-    /// No position in the branch is below.
-    least: u32,
+}
+
+impl Item {
+    const NONE: Item = Item { branch: Branch::EMPTY, key: 0 };
+}
+
+/// Items by what has to be done next. Every step writes an item to each queue that it might belong in and then counts it where
+/// it does: a processor can't foresee where a packet's path ends, and a wrong guess costs as much as a node.
+struct Queues {
+    nodes: [Item; WAITING],
+    leaves: [Item; WAITING],
+    /// Rests, for when the leaves are done, each with a position that none in it is below.
+    rests: [(Item, u32); WAITING],
+    node_count: usize,
+    leaf_count: usize,
+    rest_count: usize,
+}
+
+impl Queues {
+    #[inline(always)]
+    fn push(&mut self, item: Item, wanted: bool) {
+        self.nodes[self.node_count % WAITING] = item;
+        self.leaves[self.leaf_count % WAITING] = item;
+        self.node_count += usize::from(wanted & item.branch.is_node());
+        self.leaf_count += usize::from(wanted & !item.branch.is_node() & (item.branch != Branch::EMPTY));
+    }
 }
 
 impl<const N: usize> Index<N> {
-    /// All keys go down one node at a time, side by side, and what each will read next is asked for. The rests met on the way
-    /// wait until the leaves are done, and go down likewise if a lower position is possible there.
+    /// All keys go down one node at a time, side by side, and what is read next is asked for. The rests met on the way wait until
+    /// the leaves are done, and go down likewise if a lower position is possible there.
     #[inline(always)]
     fn batch<L: Lanes>(&self, lanes: L, keys: &[Key<N>], found: &mut [u32]) {
         let mut dims = [[0; DIMS_MAX]; BATCH];
-        let mut items = [Item { branch: self.root, key: 0, least: 0 }; WAITING];
-        let mut waiting = [Item { branch: Branch::EMPTY, key: 0, least: 0 }; WAITING];
+        let mut best = [NONE; BATCH];
+        let mut queues = Queues {
+            nodes: [Item::NONE; WAITING],
+            leaves: [Item::NONE; WAITING],
+            rests: [(Item::NONE, NONE); WAITING],
+            node_count: 0,
+            leaf_count: 0,
+            rest_count: 0,
+        };
         for (at, key) in keys.iter().enumerate() {
             dims[at] = key.dims();
-            items[at].key = at as u32;
-            found[at] = NONE;
+            queues.push(Item { branch: self.root, key: at as u32 }, true);
         }
-        let mut count = keys.len();
-        while count > 0 {
-            let mut waits = 0;
-            let mut below = true;
-            while below {
-                below = false;
-                for item in &mut items[..count] {
-                    if !item.branch.is_node() {
-                        continue;
-                    }
-                    let node = &self.nodes[item.branch.index()];
-                    let key = item.key as usize % BATCH;
-                    if node.cuts[15] < found[key] {
-                        let rest = Item { branch: node.branches[REST], key: item.key, least: node.cuts[15] };
-                        if waits < WAITING {
-                            self.prefetch(rest.branch);
-                            waiting[waits] = rest;
-                            waits += 1;
-                        } else {
-                            found[key] = self.in_branch(lanes, rest.branch, &keys[key], 0, found[key]);
-                        }
-                    }
-                    item.branch = self.step(lanes, node, &dims[key]);
-                    self.prefetch(item.branch);
-                    below |= item.branch.is_node();
+        while queues.node_count + queues.leaf_count > 0 {
+            while queues.node_count > 0 {
+                if queues.rest_count + queues.node_count > WAITING {
+                    self.one_by_one(lanes, keys, &mut queues, &mut best);
+                    break;
                 }
+                self.step_all(lanes, &dims, &mut queues, &best);
             }
-            for item in &items[..count] {
-                let key = item.key as usize;
-                found[key] = self.in_leaf(lanes, item.branch, &keys[key], 0, found[key]);
+            self.prefetch_leaves(&queues);
+            while queues.leaf_count > 0 {
+                self.look_all(lanes, keys, &mut queues, &mut best);
             }
-            count = 0;
-            for item in &waiting[..waits] {
-                items[count] = *item;
-                count += usize::from(item.least < found[item.key as usize]);
+            for at in 0..core::mem::take(&mut queues.rest_count) {
+                let (item, least) = queues.rests[at];
+                queues.push(item, least < best[item.key as usize % BATCH]);
+            }
+            self.prefetch_nodes(&queues);
+        }
+        found[..keys.len()].copy_from_slice(&best[..keys.len()]);
+    }
+
+    /// Each item that is at a node goes one further.
+    #[inline(always)]
+    fn step_all<L: Lanes>(&self, lanes: L, dims: &[[u32; DIMS_MAX]; BATCH], queues: &mut Queues, best: &[u32; BATCH]) {
+        for at in 0..core::mem::take(&mut queues.node_count) {
+            let item = queues.nodes[at % WAITING];
+            let node = &self.nodes[item.branch.index()];
+            let key = item.key as usize % BATCH;
+            let least = node.cuts[15];
+            queues.rests[queues.rest_count % WAITING] = (Item { branch: node.branches[REST], ..item }, least);
+            queues.rest_count += usize::from(least < best[key]);
+            queues.push(Item { branch: self.step(lanes, node, &dims[key]), ..item }, true);
+        }
+        self.prefetch_nodes(queues);
+    }
+
+    /// Each item that is at a leaf is compared with its first block, and goes on with the next if there was nothing.
+    #[inline(always)]
+    fn look_all<L: Lanes>(&self, lanes: L, keys: &[Key<N>], queues: &mut Queues, best: &mut [u32; BATCH]) {
+        for at in 0..core::mem::take(&mut queues.leaf_count) {
+            let item = queues.leaves[at % WAITING];
+            let run = item.branch.blocks();
+            let key = item.key as usize % BATCH;
+            let positions = self.blocks.positions(run.start);
+            let hits = self.blocks.block(run.start).hold(lanes, &keys[key]);
+            let position = positions[hits.trailing_zeros() as usize % 16];
+            let position = if hits == 0 { NONE } else { position };
+            best[key] = best[key].min(position);
+            let next = Branch::leaf(run.start as u32 + 1, run.len() - 1);
+            queues.leaves[queues.leaf_count % WAITING] = Item { branch: next, ..item };
+            queues.leaf_count += usize::from((hits == 0) & (run.len() > 1) & (positions[15] < best[key]));
+        }
+    }
+
+    /// The items at nodes when there is no more room for their rests.
+    #[inline(never)]
+    fn one_by_one<L: Lanes>(&self, lanes: L, keys: &[Key<N>], queues: &mut Queues, best: &mut [u32; BATCH]) {
+        for item in &queues.nodes[..core::mem::take(&mut queues.node_count)] {
+            let key = item.key as usize;
+            best[key] = self.in_branch(lanes, item.branch, &keys[key], 0, best[key]);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_nodes(&self, queues: &Queues) {
+        for item in &queues.nodes[..queues.node_count] {
+            if let Some(node) = self.nodes.get(item.branch.index()) {
+                arch::prefetch(&node.cuts);
+                arch::prefetch(&node.branches);
             }
         }
     }
 
     #[inline(always)]
-    fn prefetch(&self, branch: Branch) {
-        if branch.is_node() {
-            if let Some(node) = self.nodes.get(branch.index()) {
-                arch::prefetch(&node.cuts);
-                arch::prefetch(&node.branches);
-            }
-        } else {
-            self.blocks.prefetch(branch);
+    fn prefetch_leaves(&self, queues: &Queues) {
+        for item in &queues.leaves[..queues.leaf_count] {
+            self.blocks.prefetch(item.branch);
         }
     }
 }

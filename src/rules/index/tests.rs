@@ -197,7 +197,8 @@ fn a_chain_written_rule_by_rule_is_cut_like_one_read_at_once() {
 #[test]
 fn memory_is_in_proportion_to_rules_that_all_lie_across() {
     // Port ranges of all widths, each across every cut: copying them all would take the square of their number.
-    let rules: Vec<Bounds<V4>> = (0..4000u16).map(|at| Bounds { dport: (at * 8, 65_535 - at * 8), ..Bounds::ANY }).collect();
+    let rules: Vec<Bounds<V4>> =
+        (0..4000u16).map(|at| Bounds { dport: (at * 8, 65_535 - at * 8), ..Bounds::ANY }).collect();
     let index = Index::build(&rules);
     let per_rule = index.bytes() / rules.len();
     assert!(per_rule < 512, "{per_rule} bytes a rule");
