@@ -3,8 +3,9 @@
 //!
 //! `cargo bench --bench rules` for all sets, or name some: `cargo bench --bench rules -- acl4-10000 fw6-1000`; a name that ends
 //! in `-shuffled` has its rules in random order. `--write FOLDER` writes the sets and their headers as files for
-//! `dpdk-test-acl`, `--answers FOLDER` writes the positions found in the form that program prints; `scripts/bench-acl` uses both.
-//! Lookups are in batches of 64 keys, 65,536 different ones in turn; each figure is the median of the rounds.
+//! `dpdk-test-acl`, `--answers FOLDER` writes the positions found in the form that program prints, `--passes N` times so many passes over
+//! all headers in one go: for `scripts/bench-acl`. Lookups are in batches of 64 keys, 65,536 different ones in turn; each figure
+//! is the best of the rounds.
 #![allow(missing_docs, clippy::print_stdout)]
 
 mod classbench;
@@ -23,12 +24,7 @@ const ROUNDS: usize = 15;
 /// Changes timed.
 const CHANGES: u32 = 2000;
 
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-/// Nanoseconds for each of `count` of what `work` does, the median of the rounds.
+/// Nanoseconds for each of `count` of what `work` does, the best of the rounds.
 fn measure(count: usize, mut work: impl FnMut()) -> f64 {
     work();
     let rounds = (0..ROUNDS).map(|_| {
@@ -104,7 +100,17 @@ fn run<const N: usize>(name: &str, set: &Set<N>) {
     );
 }
 
-fn files<const N: usize>(name: &str, set: &Set<N>, write: Option<&PathBuf>, answers: Option<&PathBuf>) {
+/// Nanoseconds for a lookup, the mean of so many passes.
+fn passes<const N: usize>(set: &Set<N>, count: usize) {
+    let index = Index::build(&set.rules);
+    let start = Clock::now();
+    for _ in 0..count {
+        black_box(batches(&index, &set.headers));
+    }
+    println!("{:.2}", start.elapsed().as_nanos() as f64 / (count * HEADERS) as f64);
+}
+
+fn files<const N: usize>(name: &str, set: &Set<N>, Wanted { write, answers, .. }: &Wanted) {
     let put = |folder: &PathBuf, ending: &str, text: String| {
         std::fs::write(folder.join(format!("{name}.{ending}")), text).expect("the folder can be written to");
     };
@@ -122,46 +128,65 @@ fn files<const N: usize>(name: &str, set: &Set<N>, write: Option<&PathBuf>, answ
     }
 }
 
-fn one<const N: usize>(name: &str, flavour: &str, count: usize, write: Option<&PathBuf>, answers: Option<&PathBuf>) {
+/// What the command line asks for.
+#[derive(Default)]
+struct Wanted {
+    write: Option<PathBuf>,
+    answers: Option<PathBuf>,
+    passes: Option<usize>,
+    names: Vec<String>,
+}
+
+impl Wanted {
+    fn read() -> Wanted {
+        let mut wanted = Wanted::default();
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--bench" => {}
+                "--write" => wanted.write = arguments.next().map(PathBuf::from),
+                "--answers" => wanted.answers = arguments.next().map(PathBuf::from),
+                "--passes" => wanted.passes = arguments.next().and_then(|count| count.parse().ok()),
+                name => wanted.names.push(name.to_owned()),
+            }
+        }
+        if wanted.names.is_empty() {
+            for family in [4, 6] {
+                for flavour in ["acl", "fw", "ipc"] {
+                    let name = |count| format!("{flavour}{family}-{count}");
+                    wanted.names.extend([100, 1000, 10_000, 100_000].map(name));
+                }
+            }
+        }
+        wanted
+    }
+}
+
+fn one<const N: usize>(name: &str, flavour: &str, count: usize, wanted: &Wanted) {
     let set = classbench::set::<N>(flavour, count, HEADERS, name.ends_with("-shuffled"));
-    match (write, answers) {
-        (None, None) => run(name, &set),
-        _ => files(name, &set, write, answers),
+    match wanted {
+        Wanted { passes: Some(count), .. } => passes(&set, *count),
+        Wanted { write: None, answers: None, .. } => run(name, &set),
+        _ => files(name, &set, wanted),
     }
 }
 
 fn main() {
-    let (mut write, mut answers, mut names) = (None, None, Vec::new());
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--bench" => {}
-            "--write" => write = arguments.next().map(PathBuf::from),
-            "--answers" => answers = arguments.next().map(PathBuf::from),
-            name => names.push(name.to_owned()),
-        }
-    }
-    if names.is_empty() {
-        for family in [4, 6] {
-            for flavour in ["acl", "fw", "ipc"] {
-                names.extend([100, 1000, 10_000, 100_000].map(|count| format!("{flavour}{family}-{count}")));
-            }
-        }
-    }
-    if write.is_none() && answers.is_none() {
+    let wanted = Wanted::read();
+    if wanted.write.is_none() && wanted.answers.is_none() && wanted.passes.is_none() {
         println!(
             "{:<18} {:>7} {:>7} {:>9} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6} {:>3}",
             "set", "batch", "one", "walk ns", "build ms", "kchg/s", "B/rule", "copy us", "nodes", "blocks", "dep"
         );
     }
-    for name in names {
+    for name in &wanted.names {
         let mut parts = name.split('-');
         let (Some(kind), Some(Ok(count))) = (parts.next(), parts.next().map(str::parse)) else {
             panic!("{name}: want a flavour, a family and a number, as in acl4-1000");
         };
         match kind.split_at(kind.len() - 1) {
-            (flavour, "4") => one::<2>(&name, flavour, count, write.as_ref(), answers.as_ref()),
-            (flavour, "6") => one::<8>(&name, flavour, count, write.as_ref(), answers.as_ref()),
+            (flavour, "4") => one::<2>(name, flavour, count, &wanted),
+            (flavour, "6") => one::<8>(name, flavour, count, &wanted),
             _ => panic!("{name}: the family is 4 or 6"),
         }
     }

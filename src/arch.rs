@@ -98,16 +98,38 @@ pub trait LanesTask {
 #[inline]
 pub fn with_lanes<T: LanesTask>(task: T) -> T::Output {
     #[cfg(target_arch = "x86_64")]
-    if avx512::is_here() {
+    match width() {
         // SAFETY: The processor has what the function is compiled for.
-        return unsafe { avx512::run(task) };
-    }
-    #[cfg(target_arch = "x86_64")]
-    if avx2_is_here() {
-        // SAFETY: The processor has what the function is compiled for.
-        return unsafe { run_avx2(task) };
+        64 => return unsafe { avx512::run(task) },
+        // SAFETY: As above.
+        32 => return unsafe { run_avx2(task) },
+        _ => {}
     }
     task.run(PlainLanes)
+}
+
+/// Bytes of the widest registers there are. Asked once: it is nine features.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn width() -> u8 {
+    use core::sync::atomic::{AtomicU8, Ordering};
+    static WIDTH: AtomicU8 = AtomicU8::new(0);
+    #[cold]
+    fn ask() -> u8 {
+        match (avx512::is_here(), avx2_is_here()) {
+            (true, _) => 64,
+            (_, true) => 32,
+            _ => 16,
+        }
+    }
+    match WIDTH.load(Ordering::Relaxed) {
+        0 => {
+            let width = ask();
+            WIDTH.store(width, Ordering::Relaxed);
+            width
+        }
+        width => width,
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -7,6 +7,7 @@ use super::row::{Action, INVERT_DST, INVERT_PROTO, INVERT_SRC, NO_PORT, Op, Row,
 use super::rule::{
     AddrMatch, BUILTIN, BUILTIN_CHAINS, ChainIndex, FORWARD, InterfaceMatch, PATH, Policy, Rule, Ruleset,
 };
+use super::runs::Runs;
 use super::targets::Target;
 use super::vector::{Entry, OtherMatch, Previous, Rows, RuleVector, RunTarget};
 use crate::wire::Family;
@@ -48,8 +49,16 @@ impl<'a> Parts<'a> {
         let ruleset = self.ruleset;
         let (order, starts) = layout(ruleset);
         let rows = match ruleset.family {
-            Family::V4 => Rows::V4(self.rows(&order, &starts).into()),
-            Family::V6 => Rows::V6(self.rows(&order, &starts).into()),
+            Family::V4 => {
+                let rows = self.rows(&order, &starts);
+                let runs = Runs::of(&rows, self.chains(&order, &starts));
+                Rows::V4(rows.into(), runs)
+            }
+            Family::V6 => {
+                let rows = self.rows(&order, &starts);
+                let runs = Runs::of(&rows, self.chains(&order, &starts));
+                Rows::V6(rows.into(), runs)
+            }
         };
         let entry = |chain: ChainIndex| {
             let runs = PATH.contains(&chain) && ruleset.has(BUILTIN[chain].0);
@@ -70,6 +79,11 @@ impl<'a> Parts<'a> {
             wants_conntrack: ruleset.wants_conntrack(),
             only_filters,
         }
+    }
+
+    /// Where each chain begins, and its length.
+    fn chains(&self, order: &[ChainIndex], starts: &[u32]) -> impl Iterator<Item = (usize, usize)> {
+        order.iter().map(|&chain| (starts[chain] as usize, self.ruleset.chains[chain].rules.len()))
     }
 
     fn rows<W: Word>(&mut self, order: &[ChainIndex], starts: &[u32]) -> Vec<Row<W>> {

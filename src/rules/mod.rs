@@ -35,6 +35,7 @@ mod parse;
 mod registry;
 mod row;
 mod rule;
+mod runs;
 mod save;
 mod set;
 mod table;

@@ -19,6 +19,8 @@ pub(super) const DCCP: u8 = 33;
 /// An address as one machine word of its family.
 pub(super) trait Word: Copy + Eq + Default + BitAnd<Output = Self> + BitXor<Output = Self> {
     fn of(addr: Addr) -> Self;
+    /// The address 32 bits at a time, the most significant first.
+    fn word(self, at: usize) -> u32;
 }
 
 impl Word for u32 {
@@ -26,12 +28,22 @@ impl Word for u32 {
     fn of(addr: Addr) -> u32 {
         addr.v4_bits()
     }
+
+    #[inline(always)]
+    fn word(self, _: usize) -> u32 {
+        self
+    }
 }
 
 impl Word for u128 {
     #[inline(always)]
     fn of(addr: Addr) -> u128 {
         addr.bits()
+    }
+
+    #[inline(always)]
+    fn word(self, at: usize) -> u32 {
+        (self >> (96 - 32 * at)) as u32
     }
 }
 

@@ -4,7 +4,7 @@
 //! Compiled once from a [`Ruleset`] by the control thread, then shared read-only by all workers; only what matches count and
 //! remember changes, each with its own atomics or lock, and it is handed on to the next vector for rules that stay
 //! ([`Previous`]). Jumps are offsets; the chains open are on a stack of fixed depth, whose bound was checked when the
-//! file was loaded.
+//! file was loaded. In long chains an index leads past rows that the packet's flow can't match ([`Runs`]).
 //!
 //! Order matters where a test does more than answer: `limit` spends credit, and a match that cannot read its header drops
 //! the packet. So a row's pure tests stand in the row itself only up to the first such match; the rest are [`Op`]s, run in
@@ -17,10 +17,12 @@ use super::compile::Parts;
 use super::context::{Context, World};
 use super::counter::RuleCounters;
 use super::extension::{Answer, Basis, Outcome};
+use super::index::{V4, V6};
 use super::matches::{Match, MatchState, TcpMatch, UdpMatch};
 use super::registry::Registry;
 use super::row::{Action, DCCP, Facts, INVERT_PROTO, Op, Row, Word, chain_is_broken};
 use super::rule::{BUILTIN_CHAINS, ChainIndex, MAX_DEPTH, Policy, Ruleset};
+use super::runs::{self, Runs};
 use super::targets::{Target, TargetState};
 use super::trace::{Reads, Trace};
 use crate::packet::Packet;
@@ -30,8 +32,8 @@ use std::sync::Arc;
 
 #[derive(Debug)]
 pub(super) enum Rows {
-    V4(Box<[Row<u32>]>),
-    V6(Box<[Row<u128>]>),
+    V4(Box<[Row<u32>]>, Runs<V4>),
+    V6(Box<[Row<u128>]>, Runs<V6>),
 }
 
 /// A match that is no [`Op`] of its own, and what it counts and remembers.
@@ -102,8 +104,8 @@ impl RuleVector {
     /// Rows, ends of chains included.
     pub fn len(&self) -> usize {
         match &self.rows {
-            Rows::V4(rows) => rows.len(),
-            Rows::V6(rows) => rows.len(),
+            Rows::V4(rows, _) => rows.len(),
+            Rows::V6(rows, _) => rows.len(),
         }
     }
 
@@ -178,16 +180,16 @@ impl RuleVector {
             return Decision::Accept;
         }
         match (&self.rows, context.packet.family) {
-            (Rows::V4(rows), Family::V4) => self.walk(rows, chain, context, world, counters, reads),
-            (Rows::V6(rows), Family::V6) => self.walk(rows, chain, context, world, counters, reads),
+            (Rows::V4(rows, runs), Family::V4) => self.walk((rows, runs), chain, context, world, counters, reads),
+            (Rows::V6(rows, runs), Family::V6) => self.walk((rows, runs), chain, context, world, counters, reads),
             (_, family) => panic!("an {family:?} packet at the other family's rules"),
         }
     }
 
     #[inline]
-    fn walk<W: Word, R: Reads>(
+    fn walk<W: Word, const N: usize, R: Reads>(
         &self,
-        rows: &[Row<W>],
+        (rows, runs): (&[Row<W>], &Runs<N>),
         chain: ChainIndex,
         context: &mut Context<'_>,
         world: &mut dyn World,
@@ -198,8 +200,13 @@ impl RuleVector {
         let facts = Facts::<W>::of(context);
         let mut stack = [0u32; MAX_DEPTH];
         let mut depth = 0;
+        let key = runs::key(&facts);
         let mut at = entry.start as usize;
+        let mut ask_at = runs.entered(at, facts.readable);
         loop {
+            if at >= ask_at {
+                (at, ask_at) = runs.ahead(at, &key);
+            }
             let row = &rows[at];
             at += 1;
             let answer = match facts.readable {
@@ -228,15 +235,20 @@ impl RuleVector {
                     Outcome::Drop(reason) => return Decision::Drop(reason),
                     Outcome::Reject(with) => return Decision::Reject(with),
                 },
-                Action::Goto(to) => at = to as usize,
+                Action::Goto(to) => {
+                    at = to as usize;
+                    ask_at = runs.entered(at, facts.readable);
+                }
                 Action::Jump(to) => {
                     stack[depth] = at as u32;
                     depth += 1;
                     at = to as usize;
+                    ask_at = runs.entered(at, facts.readable);
                 }
                 Action::Return | Action::End if depth > 0 => {
                     depth -= 1;
                     at = stack[depth] as usize;
+                    ask_at = runs.back(at, facts.readable);
                 }
                 Action::Return | Action::End => {
                     counters.policies[chain].count(context.packet.l3_len);

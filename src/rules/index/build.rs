@@ -80,7 +80,7 @@ struct Cut {
 /// What a search among so many rules costs, in blocks compared: all of them, or a tree's few nodes and a block.
 fn effort(rules: usize) -> f32 {
     let blocks = rules as f32 / LANES as f32;
-    if blocks <= 1.0 { blocks.min(1.0).max(0.5) } else { 1.0 + blocks.log2() }
+    if blocks <= 1.0 { blocks.max(0.5) } else { 1.0 + blocks.log2() }
 }
 
 impl<const N: usize> Builder<'_, N> {

@@ -155,7 +155,7 @@ impl Node {
     fn new(dim: usize, cuts: &[u32]) -> Node {
         let mut node = Node { cuts: [u32::MAX; 16], branches: [Branch::EMPTY; 16] };
         node.cuts[..cuts.len()].copy_from_slice(cuts);
-        node.cuts[14] = (1 << cuts.len()) - 1 | (dim as u32) << 16;
+        node.cuts[14] = ((1 << cuts.len()) - 1) | ((dim as u32) << 16);
         node
     }
 
