@@ -73,21 +73,29 @@ fn check_loops(ruleset: &Ruleset, report: &mut Report<'_>) -> bool {
 fn check_depth(ruleset: &Ruleset, report: &mut Report<'_>) {
     let mut depth: Vec<Option<usize>> = vec![None; ruleset.chains.len()];
     for start in 0..ruleset.chains.len() {
-        let mut path = vec![start];
-        while let Some(&chain) = path.last() {
-            let targets = ruleset.chains[chain].rules.iter().filter_map(|rule| rule.target.chain());
-            if let Some(unknown) = targets.into_iter().find(|&target| depth[target].is_none()) {
-                path.push(unknown);
+        // Chain, the rule to look at next, and the deepest so far. A stack of our own: the file decides how deep it goes.
+        let mut path = vec![(start, 0, 0)];
+        while let Some((chain, next, deepest)) = path.last_mut() {
+            let Some(rule) = ruleset.chains[*chain].rules.get(*next) else {
+                depth[*chain] = Some(*deepest);
+                path.pop();
                 continue;
-            }
-            let deepest = |target: &Target| match target {
-                Target::Jump(to) => 1 + depth[*to].unwrap_or(0),
-                Target::Goto(to) => depth[*to].unwrap_or(0),
-                _ => 0,
             };
-            let own = ruleset.chains[chain].rules.iter().map(|rule| deepest(&rule.target)).max().unwrap_or(0);
-            depth[chain] = Some(own);
-            path.pop();
+            let (jump, to) = match &rule.target {
+                Target::Jump(to) => (1, *to),
+                Target::Goto(to) => (0, *to),
+                _ => {
+                    *next += 1;
+                    continue;
+                }
+            };
+            match depth[to] {
+                Some(below) => {
+                    *deepest = (*deepest).max(jump + below);
+                    *next += 1;
+                }
+                None => path.push((to, 0, 0)),
+            }
         }
         let reached = depth[start].unwrap_or(0);
         if reached > MAX_DEPTH && ruleset.chains[start].policy.is_some() {

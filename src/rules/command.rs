@@ -68,7 +68,7 @@ impl<'a> Line<'a> {
             return Err(self.problem(&format!("`{}` needs a chain", self.command.text), "the line ends here"));
         };
         let index = table.find(&name.text).ok_or_else(|| {
-            let near = nearest(&name.text, table.names.iter().map(String::as_str));
+            let near = nearest(&name.text, table.names().iter().map(String::as_str));
             let message = format!("table {} has no chain `{}`", table.name.name(), name.text);
             Problem::new(name.span, message, "not declared before this line").help(near.map_or_else(
                 || format!("declare it above with `:{} - [0:0]`", name.text),
@@ -85,13 +85,7 @@ impl<'a> Line<'a> {
         options: &[Token],
         report: &mut Report<'_>,
     ) -> Result<Vec<Rule>, Problem> {
-        let scope = Scope {
-            family: self.family,
-            table: table.name,
-            chains: &table.names,
-            builtin: table.builtin,
-            hook: table.hook(chain),
-        };
+        let scope = Scope { family: self.family, table, hook: table.hook(chain) };
         read_rule(&scope, options, Span::new(self.command.span.start, self.end), report)
     }
 
@@ -178,7 +172,7 @@ impl<'a> Line<'a> {
             _ => vec![self.chain(table)?.0],
         };
         for chain in chains {
-            let name = &table.names[chain];
+            let name = &table.names()[chain];
             let why = match (chain < table.builtin, table.references(chain), table.chains[chain].rules.len()) {
                 (true, ..) => Some(format!("chain {name} is built in: it cannot be deleted")),
                 (_, 1.., _) => Some(format!("a rule still leads to chain {name}")),
@@ -210,10 +204,10 @@ impl<'a> Line<'a> {
             return Err(self.problem("`-P` needs a chain and a policy", "expected `-P CHAIN ACCEPT` or `DROP`"));
         };
         if chain >= table.builtin {
-            let message = format!("user chain {} cannot have a policy", table.names[chain]);
+            let message = format!("user chain {} cannot have a policy", table.names()[chain]);
             return Err(Problem::new(policy.span, message, "only built-in chains have one"));
         }
-        table.chains[chain].policy = chain_policy(table.name, &table.names[chain], true, policy)?;
+        table.chains[chain].policy = chain_policy(table.name, &table.names()[chain], true, policy)?;
         Ok(())
     }
 
@@ -224,11 +218,10 @@ impl<'a> Line<'a> {
         };
         check_chain_name(name)?;
         if chain < table.builtin || table.find(&name.text).is_some() {
-            let message = format!("chain {} cannot be called {}", table.names[chain], name.text);
+            let message = format!("chain {} cannot be called {}", table.names()[chain], name.text);
             return Err(Problem::new(name.span, message, "built in, or taken"));
         }
-        table.names[chain].clone_from(&name.text);
-        table.chains[chain].name.clone_from(&name.text);
+        table.rename(chain, &name.text);
         Ok(())
     }
 }

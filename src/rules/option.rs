@@ -9,6 +9,7 @@ use super::diagnostic::{Problem, Report, Span, nearest};
 use super::extension::{Given, Kind, OptionSpec, Whole};
 use super::matches::{self, Match};
 use super::rule::{AddrMatch, Hook, InterfaceMatch, ProtoMatch, Rule, TableName};
+use super::table::Table;
 use super::targets::{Target, refused};
 use super::token::Token;
 use super::{names, value};
@@ -62,14 +63,11 @@ struct Aim {
     seen: Vec<u8>,
 }
 
-/// What the line's table offers: chain names by index, in order of declaration.
-#[derive(Debug)]
+/// Where the line stands.
 pub(super) struct Scope<'a> {
     pub(super) family: Family,
-    pub(super) table: TableName,
-    pub(super) chains: &'a [String],
-    /// How many of them are built in.
-    pub(super) builtin: usize,
+    /// Its table, as far as it is read.
+    pub(super) table: &'a Table,
     /// The hook of the chain the rule is appended to, if it is a built-in one.
     pub(super) hook: Option<Hook>,
 }
@@ -392,9 +390,9 @@ impl<'a> Reader<'a, '_, '_> {
         };
         let (family, span) = (self.scope.family, argument.span);
         if let Some(kind) = known_kind(Match::KINDS, name, family) {
-            return match kind.tables.contains(&self.scope.table) {
+            return match kind.tables.contains(&self.scope.table.name) {
                 true => Ok(kind),
-                false => Err(misplaced("match", name, kind.tables, self.scope.table, span)),
+                false => Err(misplaced("match", name, kind.tables, self.scope.table.name, span)),
             };
         }
         if Match::KINDS.iter().any(|kind| kind.name == name) {
@@ -436,8 +434,8 @@ impl<'a> Reader<'a, '_, '_> {
             "DROP" => plain(Target::Drop),
             "RETURN" => plain(Target::Return),
             _ => match known_kind(Target::KINDS, name, self.scope.family) {
-                Some(kind) if !kind.tables.contains(&self.scope.table) => {
-                    return Err(misplaced("target", name, kind.tables, self.scope.table, span));
+                Some(kind) if !kind.tables.contains(&self.scope.table.name) => {
+                    return Err(misplaced("target", name, kind.tables, self.scope.table.name, span));
                 }
                 Some(kind) => Aim { kind: Some(kind), span, value: (kind.new)(self.scope.family), seen: Vec::new() },
                 None => plain(Target::Jump(self.user_chain(argument, true)?)),
@@ -455,8 +453,8 @@ impl<'a> Reader<'a, '_, '_> {
     fn user_chain(&self, argument: &Token, targets_too: bool) -> Result<usize, Problem> {
         let name = argument.text.as_str();
         let span = argument.span;
-        if let Some(index) = self.scope.chains.iter().position(|chain| chain == name) {
-            if index < self.scope.builtin {
+        if let Some(index) = self.scope.table.find(name) {
+            if index < self.scope.table.builtin {
                 return Err(Problem::new(
                     span,
                     format!("cannot jump to the built-in chain {name}"),
@@ -468,7 +466,7 @@ impl<'a> Reader<'a, '_, '_> {
         if let Some(reason) = refused::reason(name).filter(|_| targets_too) {
             return Err(Problem::new(span, format!("target `{name}` is refused"), "not done here").help(reason));
         }
-        let chains = self.scope.chains.iter().skip(self.scope.builtin).map(String::as_str);
+        let chains = self.scope.table.names().iter().skip(self.scope.table.builtin).map(String::as_str);
         let targets = ["ACCEPT", "DROP", "RETURN"].into_iter().chain(Target::KINDS.iter().map(|kind| kind.name));
         let near = match targets_too {
             true => nearest(name, chains.chain(targets)),
@@ -495,7 +493,7 @@ impl<'a> Reader<'a, '_, '_> {
         if let Some(bang) = self.invert {
             return Err(Problem::new(bang, "`!` with nothing after it", "expected an option after this"));
         }
-        let Scope { family, table, .. } = *self.scope;
+        let (family, table) = (self.scope.family, self.scope.table.name);
         let mut rule = self.rule;
         rule.match_spans = self.loaded.iter().map(|loaded| loaded.span).collect();
         rule.matches = self.loaded.iter().map(|loaded| loaded.value.clone()).collect();

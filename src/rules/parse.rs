@@ -6,7 +6,7 @@
 use super::command::{self, Line};
 use super::diagnostic::{Problem, Report, Span, nearest};
 use super::rule::{Chain, Policy, TableName};
-use super::table::{Table, blank_chain, flatten};
+use super::table::{Table, flatten};
 use super::targets::Target;
 use super::token::{Token, tokenize};
 use crate::wire::Family;
@@ -133,7 +133,7 @@ impl Parser<'_, '_> {
         };
         let Some(table) = &mut self.table else { return Ok(()) };
         // The chain is there even when its line is wrong, so that its rules are not reported too.
-        let index = match table.names.iter().position(|chain| *chain == name.text) {
+        let index = match table.find(&name.text) {
             Some(index) if index < table.builtin => index,
             Some(_) => {
                 return Err(Problem::new(
@@ -142,11 +142,7 @@ impl Parser<'_, '_> {
                     "declared before",
                 ));
             }
-            None => {
-                table.names.push(name.text.clone());
-                table.chains.push(blank_chain(&name.text, table.name, None));
-                table.names.len() - 1
-            }
+            None => table.declare(&name.text),
         };
         table.chains[index].span = name.span;
         let builtin = index < table.builtin;

@@ -189,6 +189,16 @@ impl Ruleset {
         self.chains.iter().map(|chain| chain.rules.len()).sum()
     }
 
+    /// By chain, the counter's number of its first rule: [`Ruleset::counter_index`] for all of them at once.
+    pub fn first_counters(&self) -> Vec<usize> {
+        let mut counted = 0;
+        let first = |chain: &Chain| {
+            counted += chain.rules.len();
+            counted - chain.rules.len()
+        };
+        self.chains.iter().map(first).collect()
+    }
+
     /// The number that the rule's counter has: rules are counted through all chains, in order.
     pub fn counter_index(&self, chain: ChainIndex, rule: usize) -> usize {
         self.chains[..chain].iter().map(|chain| chain.rules.len()).sum::<usize>() + rule
@@ -203,11 +213,13 @@ impl Ruleset {
     /// Chains that a packet entering `from` can reach, `from` first, in order of discovery.
     pub fn reachable_from(&self, from: ChainIndex) -> Vec<ChainIndex> {
         let mut found = vec![from];
+        let mut is_found = vec![false; self.chains.len()];
+        is_found[from] = true;
         let mut next = 0;
         while let Some(&chain) = found.get(next) {
             next += 1;
             for target in self.chains[chain].rules.iter().filter_map(|rule| rule.target.chain()) {
-                if !found.contains(&target) {
+                if !core::mem::replace(&mut is_found[target], true) {
                     found.push(target);
                 }
             }

@@ -28,8 +28,9 @@ pub fn save_table(ruleset: &Ruleset, table: TableName, counters: Option<&RuleCou
         let counter = counters.and_then(|counters| counters.policy(index)).unwrap_or_default();
         push(&mut out, format_args!(":{} {policy} {}\n", chain.name, bracketed(counter)));
     }
+    let counter_of = ruleset.first_counters();
     for (index, chain) in ruleset.chains_of(table) {
-        let first = ruleset.counter_index(index, 0);
+        let first = counter_of[index];
         for (number, rule) in chain.rules.iter().enumerate() {
             if let Some(counters) = counters {
                 push(&mut out, format_args!("{} ", bracketed(counters.rule(first + number).unwrap_or_default())));

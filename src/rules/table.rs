@@ -4,6 +4,7 @@
 use super::diagnostic::Span;
 use super::rule::{BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, Hook, Policy, Rule, TableName};
 use super::targets::Target;
+use std::collections::HashMap;
 
 /// See the module's head.
 pub(super) struct Table {
@@ -11,7 +12,9 @@ pub(super) struct Table {
     pub(super) span: Span,
     /// How many of the chains are built in.
     pub(super) builtin: usize,
-    pub(super) names: Vec<String>,
+    /// By place. Changed together with `places`.
+    names: Vec<String>,
+    places: HashMap<String, usize>,
     pub(super) chains: Vec<Chain>,
 }
 
@@ -20,7 +23,7 @@ fn builtin_of(table: TableName) -> impl Iterator<Item = (ChainIndex, Hook)> {
     BUILTIN.iter().enumerate().filter(move |(_, chain)| chain.0 == table).map(|(index, chain)| (index, chain.1))
 }
 
-pub(super) fn blank_chain(name: &str, table: TableName, policy: Option<Policy>) -> Chain {
+fn blank_chain(name: &str, table: TableName, policy: Option<Policy>) -> Chain {
     Chain { name: name.to_owned(), table, policy, rules: Vec::new(), span: Span::default() }
 }
 
@@ -29,8 +32,9 @@ impl Table {
         let accept = Some(Policy::Accept);
         let chains: Vec<Chain> =
             builtin_of(name).map(|(_, hook)| blank_chain(hook.chain_name(), name, accept)).collect();
-        let names = chains.iter().map(|chain| chain.name.clone()).collect();
-        Table { name, span, builtin: chains.len(), names, chains }
+        let names: Vec<String> = chains.iter().map(|chain| chain.name.clone()).collect();
+        let places = names.iter().cloned().zip(0..).collect();
+        Table { name, span, builtin: chains.len(), names, places, chains }
     }
 
     /// The hook of a built-in chain.
@@ -40,11 +44,25 @@ impl Table {
 
     /// The place of the chain with this name.
     pub(super) fn find(&self, name: &str) -> Option<usize> {
-        self.names.iter().position(|known| known == name)
+        self.places.get(name).copied()
+    }
+
+    /// The chains' names, by place.
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Gives a chain another name.
+    pub(super) fn rename(&mut self, chain: usize, name: &str) {
+        self.places.remove(&self.names[chain]);
+        self.places.insert(name.to_owned(), chain);
+        name.clone_into(&mut self.names[chain]);
+        name.clone_into(&mut self.chains[chain].name);
     }
 
     /// A new user chain; its place.
     pub(super) fn declare(&mut self, name: &str) -> usize {
+        self.places.insert(name.to_owned(), self.names.len());
         self.names.push(name.to_owned());
         self.chains.push(blank_chain(name, self.name, None));
         self.names.len() - 1
@@ -60,6 +78,7 @@ impl Table {
     pub(super) fn remove(&mut self, index: usize) {
         self.names.remove(index);
         self.chains.remove(index);
+        self.places = self.names.iter().cloned().zip(0..).collect();
         self.retarget(|chain| if chain > index { chain - 1 } else { chain });
     }
 

@@ -692,3 +692,13 @@ fn edit() -> impl Strategy<Value = Edit> {
         .prop_map(|word| Edit::Insert(word.to_owned())),
     ]
 }
+
+/// The list for operators names every match and target that there is.
+#[test]
+fn the_manual_names_every_extension() {
+    let manual = include_str!("../../docs/RULES.md");
+    let names = Match::KINDS.iter().map(|kind| kind.name).chain(Target::KINDS.iter().map(|kind| kind.name));
+    for name in names {
+        assert!(manual.contains(&format!("`{name}`")), "docs/RULES.md does not name `{name}`");
+    }
+}

@@ -236,7 +236,11 @@ impl Target {
 
     /// Whether it takes packets out of connection tracking.
     pub fn takes_out(&self) -> bool {
-        false
+        match self {
+            Target::Notrack(_) => true,
+            Target::Ct(ct) => ct.notrack,
+            _ => false,
+        }
     }
 
     /// Whether nothing after it in the chain is reached by a packet that matches.
