@@ -313,7 +313,10 @@ mod tests {
             ignore_case: bool,
         ) {
             let rule = StringMatch { pattern, ignore_case, ..StringMatch::new(Family::V4) };
-            let same = |window: &[u8]| if ignore_case { window.eq_ignore_ascii_case(&rule.pattern) } else { window == rule.pattern };
+            let same = |window: &[u8]| match ignore_case {
+                true => window.eq_ignore_ascii_case(&rule.pattern),
+                false => window == rule.pattern,
+            };
             let found = packet.windows(rule.pattern.len()).any(same);
             prop_assert_eq!(rule.is_in(&packet, &rule.skips()), found);
         }
