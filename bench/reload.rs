@@ -334,9 +334,9 @@ fn published(file: &File) -> Published {
     };
     let sources = Sources::new(layer, None);
     let config = sources.config().expect("complete");
-    let rulesets = sources::rulesets(&config, false).expect("good rules").map(Arc::new);
+    let rulesets = sources::rulesets(&config, &Arc::default(), false).expect("good rules").map(Arc::new);
     let mut registry = Registry::default();
-    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, &mut registry)));
+    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, config.track, &mut registry)));
     let routing = Arc::new(ArcSwap::from_pointee(fixture::routing()));
     Published { policy, routing, sources, config, rulesets, registry }
 }

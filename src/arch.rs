@@ -1,5 +1,5 @@
-//! What the processor does for us that the language has no word for: prefetch, comparing lanes, the time-stamp counter,
-//! and huge pages.
+//! What processor and kernel do for us that the language has no word for: prefetch, comparing lanes, the time-stamp
+//! counter, huge pages, and the kernel's time zone.
 //!
 //! One of the two places where `unsafe` may stand (the other is `xdp`).
 #![allow(unsafe_code)]
@@ -66,6 +66,20 @@ pub fn tsc() -> u64 {
     }
     #[cfg(not(target_arch = "x86_64"))]
     0
+}
+
+/// What the kernel's own time zone adds to UTC, in seconds: 0 unless somebody told it otherwise by settimeofday(2), as
+/// systems do whose hardware clock has local time (`sys_tz`, which xt_time's `--kerneltz` goes by). The C library does not tell.
+pub fn kernel_time_zone() -> i32 {
+    // `struct timezone`: minutes west of Greenwich, and a kind of summer time that has never been used.
+    let mut zone = [0i32; 2];
+    let no_time: *mut libc::timeval = core::ptr::null_mut();
+    // SAFETY: gettimeofday(2) takes a null pointer for the time, and writes a `struct timezone` (two ints) where the other
+    // leads. On failure, of which there is none with valid pointers, it stays as it is.
+    unsafe {
+        libc::syscall(libc::SYS_gettimeofday, no_time, core::ptr::from_mut(&mut zone));
+    }
+    zone[0].saturating_mul(-60)
 }
 
 /// Sixteen comparisons at once, each answer one bit, lowest lane first. What a [`Lanes`] value stands for is that the

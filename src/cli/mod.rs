@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::control::config::{self, CpuList, InterfaceName, Layer, Mode, Placed, Poll, Workers};
+use crate::control::config::{self, CpuList, InterfaceName, Layer, Mode, Placed, Poll, Track, Workers};
 use crate::control::startup::Failure;
 
 mod capture;
@@ -19,6 +19,7 @@ mod reload;
 mod replay;
 mod rules;
 mod run;
+mod sets;
 mod stats;
 mod sysctl;
 mod version;
@@ -86,6 +87,12 @@ struct RunArgs {
     /// IPv6 rules, as ip6tables-save writes them [default: the built-in policy]
     #[arg(long, value_name = "FILE")]
     rules6: Option<PathBuf>,
+    /// Sets that the rules name (-m set, -j SET), as `ipset save` writes them
+    #[arg(long, value_name = "FILE")]
+    sets: Option<PathBuf>,
+    /// When connections are tracked: wanted (a rule of that IP version needs them, as on Linux) or always [default: wanted]
+    #[arg(long, value_name = "WHEN")]
+    track: Option<Track>,
     /// Configuration in TOML, with the names of these options; the command line wins
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -122,6 +129,8 @@ impl RunArgs {
             wan: self.wan.map(|name| Placed::option("--wan", name)),
             rules: self.rules.map(|path| Placed::option("--rules", path)),
             rules6: self.rules6.map(|path| Placed::option("--rules6", path)),
+            sets: self.sets.map(|path| Placed::option("--sets", path)),
+            track: self.track.map(|when| Placed::option("--track", when)),
             mode: self.mode.map(|mode| Placed::option("--mode", mode)),
             workers: workers.or(cores),
             poll: self.poll.map(|poll| Placed::option("--poll", poll)),
@@ -146,6 +155,8 @@ enum Verb {
     Sysctl(sysctl::SysctlArgs),
     /// Have a running router read its rules again
     Reload(reload::ReloadArgs),
+    /// Show a running router's sets
+    Sets(sets::SetsArgs),
     /// Run captured packets through rules and connection tracking; needs no privileges
     Replay(replay::ReplayArgs),
     /// Print the version
@@ -177,6 +188,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Conntrack(args)) => conntrack::run(&args),
         Some(Verb::Sysctl(args)) => sysctl::run(&args),
         Some(Verb::Reload(args)) => reload::run(&args),
+        Some(Verb::Sets(args)) => sets::run(&args),
         Some(Verb::Replay(args)) => replay::run(&args),
         Some(Verb::Version) => version::run(),
     };

@@ -14,8 +14,9 @@ use crate::control::startup::Failure;
   xrouter reload
   xrouter reload --dry-run
   xrouter reload --established keep
+  xrouter reload --sets
 
-The router reads the files again that it was started with: --config, and the rules files that it or the command line names.
+The router reads the files again that it was started with: --config, and the files of rules and sets that it or the command line names.
 The new rules come into force between two packets, or not at all: a file that is wrong changes nothing, and every wrong
 line is shown. No packet is lost. Counters and limits of rules that are unchanged go on.
 
@@ -25,6 +26,8 @@ line is shown. No packet is lost. Counters and limits of rules that are unchange
   keep     all stay, as with iptables-restore, and are judged by the new rules packet by packet
   flush    all end
 The first packet after its end makes a connection anew, if the rules let it.
+
+--sets leaves the rules alone, which then must find their sets as they were: by name, type and IP version.
 
 SIGHUP does the same as `xrouter reload`.
 
@@ -36,6 +39,9 @@ pub(super) struct ReloadArgs {
     /// Only say what would change, and how many connections would end
     #[arg(short = 'n', long)]
     dry_run: bool,
+    /// Only the sets (--sets): other contents between two packets, rules and connections as they are
+    #[arg(long, conflicts_with = "established")]
+    sets: bool,
     /// As JSON, on one line
     #[arg(short = 'j', long)]
     json: bool,
@@ -46,7 +52,8 @@ pub(super) struct ReloadArgs {
 pub(super) fn run(args: &ReloadArgs) -> Result<(), Failure> {
     let mut client = Client::connect(&args.daemon.control)?;
     let styled = super::rules::colours();
-    client.ask(&Request::Reload(Wish { established: args.established, dry_run: args.dry_run, styled }))?;
+    let (established, dry_run, sets) = (args.established, args.dry_run, args.sets);
+    client.ask(&Request::Reload(Wish { established, dry_run, sets, styled }))?;
     // Many rules and many connections take their time.
     client.listen()?;
     let Reply::Reloaded(report) = client.answer()? else { return Err(client.unexpected()) };

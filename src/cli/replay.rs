@@ -36,6 +36,9 @@ pub(super) struct ReplayArgs {
     /// IPv6 rules, as ip6tables-save writes them [default: the built-in policy]
     #[arg(long, value_name = "FILE")]
     rules6: Option<PathBuf>,
+    /// Sets that the rules name, as `ipset save` writes them
+    #[arg(long, value_name = "FILE")]
+    sets: Option<PathBuf>,
     /// Name that the rules have for the inside interface
     #[arg(long, value_name = "IF", default_value = "lan")]
     lan: InterfaceName,
@@ -73,9 +76,10 @@ pub struct ReplayTotals {
 }
 
 pub(super) fn run(args: &ReplayArgs) -> Result<(), Failure> {
-    let (lan, wan) = (args.lan.as_str(), args.wan.as_str());
-    let v4 = rules::read("--rules", args.rules.as_deref(), Family::V4, lan, wan)?;
-    let v6 = rules::read("--rules6", args.rules6.as_deref(), Family::V6, lan, wan)?;
+    let ports = [args.lan.as_str(), args.wan.as_str()];
+    let sets = rules::read_sets(args.sets.as_deref())?;
+    let v4 = rules::read("--rules", args.rules.as_deref(), Family::V4, ports, &sets)?;
+    let v6 = rules::read("--rules6", args.rules6.as_deref(), Family::V6, ports, &sets)?;
     let mut survey = Survey::default();
     for (port, option, path) in [(PortId::LAN, LAN, &args.lan_pcap), (PortId::WAN, WAN, &args.wan_pcap)] {
         let mut capture = Capture::open(option, path)?;

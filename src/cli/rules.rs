@@ -7,12 +7,14 @@ mod live;
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
 use crate::control::config::InterfaceName;
 use crate::control::startup::{self, Failure};
-use crate::rules::{self, Diagnostics, Ruleset};
+use crate::rules::{self, Diagnostics, Ruleset, SetTable};
+use crate::time::Instant;
 use crate::wire::Family;
 
 #[derive(Debug, Args)]
@@ -127,15 +129,27 @@ fn text_of(verb: &str, file: &Path) -> Result<(String, String), Failure> {
 
 /// Reads rules for `family`, or for the IP version that they look like.
 fn understand(name: &str, text: &str, family: Option<Family>, ports: &[&str]) -> Result<Ruleset, Diagnostics> {
+    understand_with_sets(name, text, family, ports, &Arc::default())
+}
+
+/// As [`understand`], with sets that the rules may name.
+fn understand_with_sets(
+    name: &str,
+    text: &str,
+    family: Option<Family>,
+    ports: &[&str],
+    sets: &Arc<SetTable>,
+) -> Result<Ruleset, Diagnostics> {
+    let read = |family| rules::understand_with_sets(name, text, family, ports, sets);
     if let Some(family) = family.or_else(|| saved_by(text)) {
-        return rules::understand(name, text, family, ports);
+        return read(family);
     }
     // No word about it: whichever version understands more.
-    let v4 = match rules::understand(name, text, Family::V4, ports) {
+    let v4 = match read(Family::V4) {
         Ok(ruleset) => return Ok(ruleset),
         Err(wrong) => wrong,
     };
-    match rules::understand(name, text, Family::V6, ports) {
+    match read(Family::V6) {
         Err(v6) if v6.errors() >= v4.errors() => Err(v4),
         other => other,
     }
@@ -148,7 +162,20 @@ fn saved_by(text: &str) -> Option<Family> {
     })
 }
 
-/// The rules that the operator named with `option`, or the built-in policy; for interfaces of these names.
+/// The sets of a file that the operator named with `--sets`; none without.
+///
+/// # Errors
+/// [`Failure::Usage`] when the file cannot be read, [`Failure::Report`] with every bad line.
+pub(super) fn read_sets(path: Option<&Path>) -> Result<Arc<SetTable>, Failure> {
+    let sets = SetTable::new(startup::secret()?);
+    if let Some(path) = path {
+        let text = startup::read_text("--sets", path)?;
+        sets.load(&path.display().to_string(), &text, Instant::ZERO).map_err(|wrong| refused(&wrong))?;
+    }
+    Ok(Arc::new(sets))
+}
+
+/// The rules that the operator named with `option`, or the built-in policy; for interfaces of these names, and with these sets.
 ///
 /// # Errors
 /// [`Failure::Usage`] when the file cannot be read, [`Failure::Report`] with every bad line.
@@ -156,14 +183,15 @@ pub(super) fn read(
     option: &str,
     path: Option<&Path>,
     family: Family,
-    lan: &str,
-    wan: &str,
+    ports: [&str; 2],
+    sets: &Arc<SetTable>,
 ) -> Result<Ruleset, Failure> {
+    let [lan, wan] = ports;
     let (name, text) = match path {
         Some(path) => (path.display().to_string(), startup::read_text(option, path)?),
         None => ("built-in policy".to_owned(), rules::default_policy(family, lan, wan)),
     };
-    let ruleset = rules::load(&name, &text, family, &[lan, wan]).map_err(|wrong| refused(&wrong))?;
+    let ruleset = rules::load_with_sets(&name, &text, family, &ports, sets).map_err(|wrong| refused(&wrong))?;
     warn(ruleset.warnings());
     Ok(ruleset)
 }

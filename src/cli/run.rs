@@ -1,9 +1,13 @@
 //! The daemon: `xrouter --lan IF --wan IF …`. Start-up in the order that [`crate::control::startup`] describes.
 
+use std::sync::Arc;
+
 use super::RunArgs;
 use crate::control::daemon;
 use crate::control::sources::{self, Sources};
 use crate::control::startup::{self, Failure};
+use crate::rules::SetTable;
+use crate::time::Instant;
 
 pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     let (command_line, file) = args.into_layer();
@@ -13,7 +17,8 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     startup::check_interfaces(&config)?;
     startup::check_cores(&config)?;
     let styled = super::rules::colours();
-    let rulesets = sources::rulesets(&config, styled)?;
+    let sets = Arc::new(sources::sets(&config, &SetTable::new(startup::secret()?), Instant::ZERO, styled)?);
+    let rulesets = sources::rulesets(&config, &sets, styled)?;
     for warnings in rulesets.iter().map(|ruleset| ruleset.warnings()).filter(|warnings| !warnings.is_empty()) {
         super::complain(&sources::shown(warnings, styled));
     }

@@ -29,6 +29,7 @@ use super::reload::{Refused, ReloadReport, Wish};
 use super::startup::Failure;
 use super::stats::StatsReport;
 use crate::conntrack::{ConnFilter, ConnView, EventKind, EventMask, Tuple};
+use crate::rules::SetSummary;
 use crate::wire::Family;
 use crate::worker::Walk;
 
@@ -82,6 +83,12 @@ pub trait Backend {
     /// The rules with counters, as iptables-save prints them.
     fn rules_text(&self, family: Family) -> impl Future<Output = Result<String, BackendError>>;
 
+    /// The sets, without what is in them.
+    fn sets(&self) -> impl Future<Output = Result<Vec<SetSummary>, BackendError>>;
+
+    /// The sets, as `ipset save` prints them.
+    fn sets_text(&self) -> impl Future<Output = Result<String, BackendError>>;
+
     /// Reads rules and configuration again, for process `by`.
     fn reload(&self, wish: &Wish, by: u32) -> impl Future<Output = Result<ReloadReport, Refused>>;
 }
@@ -133,6 +140,12 @@ pub enum Request {
         /// 4 or 6.
         #[serde(default = "four")]
         family: u8,
+    },
+    /// The sets.
+    Sets {
+        /// With what is in them, as `ipset save` prints it.
+        #[serde(default)]
+        save: bool,
     },
     /// The connections.
     Conntrack {
@@ -200,6 +213,10 @@ pub enum Reply {
     Stats(serde_json::Value),
     /// The answer to `rules`.
     Rules(String),
+    /// The answer to `sets`.
+    Sets(Vec<SetSummary>),
+    /// The answer to `sets` with `save`.
+    Saved(String),
     /// A connection.
     Conn(ConnView),
     /// There is no such connection.
@@ -360,6 +377,8 @@ async fn answer<B: Backend>(write: &mut Writer, request: Request, pid: u32, back
         Request::Rules { family: 4 } => backend.rules_text(Family::V4).await.map(Reply::Rules),
         Request::Rules { family: 6 } => backend.rules_text(Family::V6).await.map(Reply::Rules),
         Request::Rules { family } => Ok(Reply::Error(format!("family {family}: allowed: 4 or 6"))),
+        Request::Sets { save: false } => backend.sets().await.map(Reply::Sets),
+        Request::Sets { save: true } => backend.sets_text().await.map(Reply::Saved),
         Request::Conntrack { filter } => return listing(write, &filter, None, false, backend).await,
         Request::Delete { filter, quiet } => return listing(write, &filter, Some(pid), quiet, backend).await,
         Request::Get { family, proto, src, dst, sport, dport, zone } => {

@@ -26,7 +26,7 @@ use super::stats::{
 use super::sysctl;
 use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Tuple};
 use crate::device::PortId;
-use crate::rules::{self, Registry, RuleCounters, Ruleset};
+use crate::rules::{self, Registry, RuleCounters, Ruleset, SetSummary};
 use crate::snapshot::{Policy, Routing};
 use crate::wire::Family;
 use crate::worker::{EVENT_RING, Line, QueueStats, Reply, Request, TableCounts, Walk, WorkerStats, since};
@@ -190,6 +190,11 @@ impl Workers {
                 let _ = present.listeners.send(Told::Lost(lost - before));
             }
         }
+    }
+
+    /// The workers' time.
+    pub(super) fn now(&self) -> crate::time::Instant {
+        since(self.facts.start)
     }
 
     /// A moment of the workers' time, in nanoseconds since 1970.
@@ -381,6 +386,16 @@ impl Backend for Workers {
         let entries = self.all_stats().await?.iter().map(|stats| stats.entries as u64).sum();
         values.insert(sysctl::COUNT.to_owned(), entries);
         Ok(values)
+    }
+
+    async fn sets(&self) -> Result<Vec<SetSummary>, BackendError> {
+        Ok(self.in_force.lock().await.rulesets[0].sets().summaries())
+    }
+
+    async fn sets_text(&self) -> Result<String, BackendError> {
+        let (sets, now) = (self.in_force.lock().await.rulesets[0].sets().clone(), self.now());
+        let written = tokio::task::spawn_blocking(move || sets.save(now));
+        written.await.map_err(|error| BackendError(format!("the sets could not be written out: {error}")))
     }
 
     async fn rules_text(&self, family: Family) -> Result<String, BackendError> {

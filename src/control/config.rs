@@ -107,6 +107,41 @@ impl FromStr for Poll {
     }
 }
 
+/// When connections are tracked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Track {
+    /// When a rule needs them, as Linux does.
+    #[default]
+    Wanted,
+    /// Also when none does.
+    Always,
+}
+
+impl Track {
+    /// The word for it on the command line and in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Track::Wanted => "wanted",
+            Track::Always => "always",
+        }
+    }
+}
+
+impl fmt::Display for Track {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Track {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Track, String> {
+        let all = [Track::Wanted, Track::Always];
+        all.into_iter().find(|it| it.name() == text).ok_or_else(|| "allowed: wanted, always".to_owned())
+    }
+}
+
 /// A network interface's name, as Linux allows it (`dev_valid_name` in net/core/dev.c).
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct InterfaceName(String);
@@ -314,6 +349,10 @@ pub struct Layer {
     pub rules: Option<Placed<PathBuf>>,
     /// `rules6`.
     pub rules6: Option<Placed<PathBuf>>,
+    /// `sets`.
+    pub sets: Option<Placed<PathBuf>>,
+    /// `track`.
+    pub track: Option<Placed<Track>>,
     /// `mode`.
     pub mode: Option<Placed<Mode>>,
     /// `workers` or `cores`.
@@ -339,6 +378,8 @@ impl Layer {
             wan: self.wan.or(below.wan),
             rules: self.rules.or(below.rules),
             rules6: self.rules6.or(below.rules6),
+            sets: self.sets.or(below.sets),
+            track: self.track.or(below.track),
             mode: self.mode.or(below.mode),
             workers: self.workers.or(below.workers),
             poll: self.poll.or(below.poll),
@@ -380,6 +421,10 @@ pub struct Config {
     pub rules: Option<PathBuf>,
     /// IPv6 rules, as ip6tables-save writes them; the built-in policy without.
     pub rules6: Option<PathBuf>,
+    /// Sets that the rules name, as `ipset save` writes them.
+    pub sets: Option<PathBuf>,
+    /// When connections are tracked.
+    pub track: Track,
     /// How frames cross.
     pub mode: Mode,
     /// How many workers, and where.
@@ -425,6 +470,8 @@ impl Config {
             wan: wan.value,
             rules: all.rules.map(|placed| placed.value),
             rules6: all.rules6.map(|placed| placed.value),
+            sets: all.sets.map(|placed| placed.value),
+            track: all.track.map(|placed| placed.value).unwrap_or_default(),
             mode: all.mode.map(|placed| placed.value).unwrap_or_default(),
             workers: all.workers.map(|placed| placed.value).unwrap_or_default(),
             poll: all.poll.map(|placed| placed.value).unwrap_or_default(),

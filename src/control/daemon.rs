@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -31,18 +31,20 @@ use super::startup::{self, Failure, Ready};
 use super::sysctl;
 use super::table_full;
 use crate::conntrack::Settings;
-use crate::datapath::Shard;
+use crate::datapath::{Shard, WallClock};
 use crate::device::PortId;
 use crate::route::Neighbour;
 use crate::rules::{self, LogRecord, Registry, Ruleset};
 use crate::snapshot::{Policy, Routing};
-use crate::worker::{Handle, Parts, Poll, PortLost, Worker, mailbox};
+use crate::worker::{self, Handle, Parts, Poll, PortLost, Worker, mailbox};
 use crate::xdp::{BusyPoll, Edge, EdgeConfig, EdgeError, Mode, Punter, XdpQueue};
 
 /// Neighbour requests on their way to the kernel.
 const REQUESTS: usize = 1024;
 /// How often the kernel is told which neighbours are in use.
 const USE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the worker's calendar is set by the system's clock, which may be turned.
+const WALL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often LOG records are looked for.
 const LOG_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -209,11 +211,16 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     }
 
     let mut registry = Registry::default();
-    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, &mut registry)));
+    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, config.track, &mut registry)));
+    if let Some(told) = reload::untracked(&policy.load()) {
+        tracing::info!("{told}");
+    }
     let (worker, handle) = build_worker(settings.clone(), &mut edge, policy.clone(), routing.clone())?;
     let Handle { line, mut logs, mut resolve } = handle;
     let facts = facts(config, core, &edge);
     let start = facts.start;
+    let wall = worker.shard().wall.clone();
+    set_wall(&wall, start);
     let ready = ready(config, core, &edge, &rulesets);
     let (routing_too, config_too) = (routing.clone(), config.clone());
     let published = Published { policy, routing: routing_too, sources, config: config_too, rulesets, registry };
@@ -227,6 +234,7 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     tokio::pin!(follow);
     let log_ports = [config.lan.as_str(), config.wan.as_str()];
     let mut log_tick = tokio::time::interval(LOG_INTERVAL);
+    let mut wall_tick = tokio::time::interval(WALL_INTERVAL);
     let mut use_tick = tokio::time::interval(USE_INTERVAL);
     let mut round = 0;
     let serve_metrics = async {
@@ -263,6 +271,7 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
                 let _ = ask.try_send(netlink::Request::Resolve(wanted.port, wanted.next_hop));
             }
             _ = use_tick.tick() => keep_neighbours(&routing.load(), &ask, &mut round),
+            _ = wall_tick.tick() => set_wall(&wall, start),
             _ = log_tick.tick() => log.write(&mut logs, log_ports),
             () = &mut serve_metrics => {}
             () = &mut serve_control => {}
@@ -277,6 +286,12 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     let ended = running.finish();
     log.write(&mut logs, log_ports);
     outcome.and(ended)
+}
+
+/// Tells the worker what time it is by the calendar.
+fn set_wall(wall: &WallClock, start: std::time::Instant) {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    wall.set(unix as i64, crate::arch::kernel_time_zone(), worker::since(start));
 }
 
 fn edge_config(config: &Config) -> EdgeConfig {
@@ -312,20 +327,10 @@ fn build_worker(
         mailbox().map_err(|error| Failure::Running(format!("cannot make the worker's mailbox: {error}")))?;
     let devices = PortId::ALL.into_iter().zip(queues.ports);
     let devices = devices.flat_map(|(port, queues)| queues.into_iter().map(move |queue| (port, queue)));
-    let shard = Shard::new(settings, secret()?, &policy.load());
+    let shard = Shard::new(settings, startup::secret()?, &policy.load());
     tracing::info!("connection table: {}", shard.conntrack.memory());
     let parts = Parts { devices: devices.collect(), pool: queues.pool, host, shard, policy, routing, mailbox };
     Ok((Worker::new(parts), handle))
-}
-
-/// The key of the connection table's hash: of this run alone.
-fn secret() -> Result<[u64; 2], Failure> {
-    let mut bytes = [0u8; 16];
-    let read =
-        std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
-    read.map_err(|error| Failure::Running(format!("cannot read /dev/urandom: {error}")))?;
-    let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-    Ok([word(0), word(8)])
 }
 
 fn facts(config: &Config, core: usize, edge: &Edge) -> Facts {

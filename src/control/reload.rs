@@ -27,14 +27,16 @@ use tokio::sync::Notify;
 
 use super::api::{Backend, BackendError, PIECE};
 use super::backend::{Workers, another, family_index};
-use super::config::Config;
+use super::config::{Config, Track};
 use super::sources::{self, Sources};
 use super::startup::{self, Failure};
 use super::sysctl;
 use crate::conntrack::{ConnFilter, ConnView, CtStatus, Tuple};
 use crate::datapath::Ledger;
 use crate::route::Route;
-use crate::rules::{self, Admits, FirstPacket, Judge, Previous, Registry, RuleCounters, RuleVector, Ruleset};
+use crate::rules::{
+    self, Admits, Diagnostics, FirstPacket, Judge, Previous, Registry, RuleCounters, RuleVector, Ruleset, SetTable,
+};
 use crate::snapshot::{Policy, Routing};
 use crate::wire::{Addr, Family, proto};
 use crate::worker::{Ending, Reply, Request, Walk};
@@ -88,6 +90,9 @@ pub struct Wish {
     /// Only say what would be.
     #[serde(default)]
     pub dry_run: bool,
+    /// Only the sets; rules and all else stay as they are.
+    #[serde(default)]
+    pub sets: bool,
     /// Diagnostics are for a terminal.
     #[serde(default)]
     pub styled: bool,
@@ -136,6 +141,17 @@ impl FileReport {
     }
 }
 
+/// The sets that were read. Its JSON names stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetsReport {
+    /// The file, as the operator named it.
+    pub file: String,
+    /// Sets in it.
+    pub sets: usize,
+    /// Elements of all of them.
+    pub entries: usize,
+}
+
 /// What a reload did, or would do. Its JSON names stay.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReloadReport {
@@ -145,6 +161,9 @@ pub struct ReloadReport {
     pub dry_run: bool,
     /// The rules: IPv4, IPv6.
     pub files: Vec<FileReport>,
+    /// The sets, where there is a file of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sets: Option<SetsReport>,
     /// Rules that are gone (`-A …`, after `- `) and new ones (after `+ `), for a dry run.
     pub differences: Vec<String>,
     /// What became of the connections there were.
@@ -169,6 +188,11 @@ pub struct ReloadReport {
 /// One line for the log, and the first for the operator.
 impl fmt::Display for ReloadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some(SetsReport { file, sets, entries }), true) = (&self.sets, self.files.is_empty()) {
+            let what = if self.dry_run { "could be in force (dry run)" } else { "in force" };
+            let of = format!("{sets} set{} with {entries} elements", plural(*sets as u64));
+            return write!(f, "sets of {file} {what}: {of}; rules stay (policy {})", self.generation);
+        }
         match self.dry_run {
             false => write!(f, "policy {} is in force: ", self.generation)?,
             true => write!(f, "policy {} stays in force (dry run): ", self.generation)?,
@@ -180,6 +204,9 @@ impl fmt::Display for ReloadReport {
                 true => f.write_str(" (unchanged)")?,
                 false => write!(f, " ({} added, {} removed)", file.added, file.removed)?,
             }
+        }
+        if let Some(sets) = &self.sets {
+            write!(f, ", {} set{}", sets.sets, plural(sets.sets as u64))?;
         }
         let would = if self.dry_run { "would be ended" } else { "ended" };
         match (self.established, self.connections) {
@@ -228,21 +255,44 @@ struct Before {
 }
 
 /// The rules compiled, to be the first in force.
-pub fn compile(rulesets: &[Arc<Ruleset>; 2], registry: &mut Registry) -> Policy {
-    let [v4, v6] = rulesets.each_ref().map(|ruleset| RuleVector::compile_after(ruleset, registry, None));
+pub fn compile(rulesets: &[Arc<Ruleset>; 2], track: Track, registry: &mut Registry) -> Policy {
+    let compiled = |ruleset: &Arc<Ruleset>| tracking(RuleVector::compile_after(ruleset, registry, None), track);
+    let [v4, v6] = rulesets.each_ref().map(compiled);
     Policy { generation: 1, v4, v6 }
+}
+
+fn tracking(vector: RuleVector, track: Track) -> RuleVector {
+    match track {
+        Track::Wanted => vector,
+        Track::Always => vector.always_tracking(),
+    }
+}
+
+/// What is to be said of connections that are not tracked.
+pub(super) fn untracked(policy: &Policy) -> Option<String> {
+    let of = |vector: &RuleVector, version| (!vector.wants_conntrack()).then_some(version);
+    let versions: Vec<&str> = [of(&policy.v4, "IPv4"), of(&policy.v6, "IPv6")].into_iter().flatten().collect();
+    if versions.is_empty() {
+        return None;
+    }
+    let versions = versions.join(" and ");
+    Some(format!(
+        "{versions} connections are not tracked: no {versions} rule needs them, and `xrouter conntrack -L` will not show \
+         them. For connections that are tracked all the same: --track always"
+    ))
 }
 
 /// The rules compiled, to follow others: rules that stay keep what they have counted and remembered.
 fn compile_after(
     rulesets: &[Arc<Ruleset>; 2],
+    track: Track,
     registry: &mut Registry,
     policy: &Policy,
     pairs: &[Vec<Option<usize>>; 2],
 ) -> Policy {
     let mut compiled = |at: usize, vector| {
         let previous = Previous { vector, unchanged: &pairs[at] };
-        RuleVector::compile_after(&rulesets[at], registry, Some(previous))
+        tracking(RuleVector::compile_after(&rulesets[at], registry, Some(previous)), track)
     };
     Policy { generation: policy.generation + 1, v4: compiled(0, &policy.v4), v6: compiled(1, &policy.v6) }
 }
@@ -253,18 +303,20 @@ fn build(
     before: &Before,
     registry: &std::sync::Mutex<Registry>,
     workers: usize,
+    at: crate::time::Instant,
     wish: &Wish,
 ) -> Result<Built, Failure> {
     let start = Instant::now();
     let config = sources.config()?;
     // The interfaces cannot change, whatever the file says now.
     let names = Config { lan: before.config.lan.clone(), wan: before.config.wan.clone(), ..config.clone() };
-    let rulesets = sources::rulesets(&names, wish.styled)?.map(Arc::new);
+    let sets = Arc::new(sources::sets(&config, before.rulesets[0].sets(), at, wish.styled)?);
+    let rulesets = sources::rulesets(&names, &sets, wish.styled)?.map(Arc::new);
     let read = start.elapsed();
     let start = Instant::now();
     let pairs = [0, 1].map(|at| rules::unchanged(&before.rulesets[at], &rulesets[at]));
     let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
-    let policy = Arc::new(compile_after(&rulesets, &mut registry, &before.policy, &pairs));
+    let policy = Arc::new(compile_after(&rulesets, config.track, &mut registry, &before.policy, &pairs));
     drop(registry);
     let compiled = start.elapsed();
     let ledgers = (0..workers).map(|_| Ledger::new(&policy)).collect();
@@ -272,6 +324,7 @@ fn build(
         generation: if wish.dry_run { before.policy.generation } else { policy.generation },
         dry_run: wish.dry_run,
         established: wish.established,
+        sets: config.sets.as_ref().map(|file| sets_report(&file.display().to_string(), &sets)),
         read_ms: milliseconds(read),
         compile_ms: milliseconds(compiled),
         ..ReloadReport::default()
@@ -292,7 +345,49 @@ fn build(
             .notes
             .push(format!("`{name}` is another in the configuration now; that needs a restart, and stays as it is"));
     }
+    let tracked = |policy: &Policy| [policy.v4.wants_conntrack(), policy.v6.wants_conntrack()];
+    if tracked(&before.policy) != tracked(&policy) {
+        report.notes.extend(untracked(&policy));
+    }
     Ok(Built { config, rulesets, pairs, policy, ledgers, report })
+}
+
+fn sets_report(file: &str, sets: &SetTable) -> SetsReport {
+    let all = sets.summaries();
+    SetsReport { file: file.to_owned(), sets: all.len(), entries: all.iter().map(|set| set.entries).sum() }
+}
+
+/// Other contents for the sets in force, while rules are tested against them.
+fn change_sets(
+    sources: &Sources,
+    before: &Before,
+    at: crate::time::Instant,
+    wish: &Wish,
+) -> Result<ReloadReport, Failure> {
+    let start = Instant::now();
+    let config = sources.config()?;
+    let Some(file) = &config.sets else {
+        let what = "there is no file of sets: xrouter was started without --sets, and the configuration names none";
+        return Err(Failure::Usage(format!("{what}. Name one by `sets = \"FILE\"`, and reload all")));
+    };
+    let (name, text) = sources::sets_text(&config)?;
+    let refused = |wrong: Diagnostics| Failure::Report(sources::shown(&wrong, wish.styled));
+    let sets = before.rulesets[0].sets();
+    let next = match wish.dry_run {
+        true => Some(sets.dry_load(&name, &text, at).map_err(refused)?),
+        false => {
+            sets.load(&name, &text, at).map_err(refused)?;
+            None
+        }
+    };
+    Ok(ReloadReport {
+        generation: before.policy.generation,
+        dry_run: wish.dry_run,
+        sets: Some(sets_report(&file.display().to_string(), next.as_ref().unwrap_or(sets))),
+        established: Established::Keep,
+        read_ms: milliseconds(start.elapsed()),
+        ..ReloadReport::default()
+    })
 }
 
 fn milliseconds(time: Duration) -> f64 {
@@ -448,8 +543,13 @@ impl Workers {
             Before { config, rulesets, policy: self.policy.load_full() }
         };
         let (sources, registry, workers, wish) = (sources.clone(), self.registry.clone(), self.workers(), *wish);
-        let made = tokio::task::spawn_blocking(move || build(&sources, &before, &registry, workers, &wish));
-        let built = made.await.map_err(|error| BackendError(format!("the rules could not be compiled: {error}")))??;
+        let (at, lost) = (self.now(), |error| BackendError(format!("the rules could not be compiled: {error}")));
+        if wish.sets {
+            let made = tokio::task::spawn_blocking(move || change_sets(&sources, &before, at, &wish));
+            return Ok(made.await.map_err(lost)??);
+        }
+        let made = tokio::task::spawn_blocking(move || build(&sources, &before, &registry, workers, at, &wish));
+        let built = made.await.map_err(lost)??;
         let (rulesets, mut report) = (built.rulesets.clone(), built.report.clone());
         if !wish.dry_run {
             self.change_settings(&built.config, &mut report.notes).await?;

@@ -4,10 +4,12 @@
 //! every rules file is told at once.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::config::{Config, ConfigErrors, Layer, Source};
 use super::startup::{self, Failure};
-use crate::rules::{self, Diagnostics, Ruleset};
+use crate::rules::{self, Diagnostics, Ruleset, SetTable};
+use crate::time::Instant;
 use crate::wire::Family;
 
 /// See the module's head.
@@ -42,33 +44,48 @@ impl Sources {
     }
 }
 
-/// The rules that `config` names, IPv4 and IPv6; the built-in policy where it names none. `styled` is for a terminal.
+/// The sets that `config` names, to follow those of `before`, at `now` in the workers' time; none where it names none.
+///
+/// # Errors
+/// [`Failure::Usage`] when the file cannot be read, [`Failure::Report`] with every bad line.
+pub fn sets(config: &Config, before: &SetTable, now: Instant, styled: bool) -> Result<SetTable, Failure> {
+    let (name, text) = sets_text(config)?;
+    before.successor(&name, &text, now).map_err(|wrong| Failure::Report(shown(&wrong, styled)))
+}
+
+/// Name and text of the file of sets.
+///
+/// # Errors
+/// [`Failure::Usage`] when it cannot be read.
+pub fn sets_text(config: &Config) -> Result<(String, String), Failure> {
+    match &config.sets {
+        Some(path) => Ok((path.display().to_string(), startup::read_text("--sets", path)?)),
+        None => Ok(("no sets".to_owned(), String::new())),
+    }
+}
+
+/// The rules that `config` names, IPv4 and IPv6, which may name these sets; the built-in policy where it names none. `styled` is
+/// for a terminal.
 ///
 /// # Errors
 /// [`Failure::Usage`] when a file cannot be read, else [`Failure::Report`] with every bad line of both.
-pub fn rulesets(config: &Config, styled: bool) -> Result<[Ruleset; 2], Failure> {
-    let v4 = read_rules("--rules", config.rules.as_deref(), Family::V4, config, styled);
-    let v6 = read_rules("--rules6", config.rules6.as_deref(), Family::V6, config, styled);
+pub fn rulesets(config: &Config, sets: &Arc<SetTable>, styled: bool) -> Result<[Ruleset; 2], Failure> {
+    let read = |option: &str, path: Option<&Path>, family: Family| {
+        let (lan, wan) = (config.lan.as_str(), config.wan.as_str());
+        let (name, text) = match path {
+            Some(path) => (path.display().to_string(), startup::read_text(option, path)?),
+            None => ("built-in policy".to_owned(), rules::default_policy(family, lan, wan)),
+        };
+        let loaded = rules::load_with_sets(&name, &text, family, &[lan, wan], sets);
+        loaded.map_err(|wrong| Failure::Report(shown(&wrong, styled)))
+    };
+    let v4 = read("--rules", config.rules.as_deref(), Family::V4);
+    let v6 = read("--rules6", config.rules6.as_deref(), Family::V6);
     match (v4, v6) {
         (Ok(v4), Ok(v6)) => Ok([v4, v6]),
         (Err(Failure::Report(v4)), Err(Failure::Report(v6))) => Err(Failure::Report(format!("{v4}\n{v6}"))),
         (Err(failure), _) | (_, Err(failure)) => Err(failure),
     }
-}
-
-fn read_rules(
-    option: &str,
-    path: Option<&Path>,
-    family: Family,
-    config: &Config,
-    styled: bool,
-) -> Result<Ruleset, Failure> {
-    let (lan, wan) = (config.lan.as_str(), config.wan.as_str());
-    let (name, text) = match path {
-        Some(path) => (path.display().to_string(), startup::read_text(option, path)?),
-        None => ("built-in policy".to_owned(), rules::default_policy(family, lan, wan)),
-    };
-    rules::load(&name, &text, family, &[lan, wan]).map_err(|wrong| Failure::Report(shown(&wrong, styled)))
 }
 
 /// Diagnostics as text.
@@ -137,8 +154,8 @@ mod tests {
         };
         let (v4, v6) =
             (file("v4", "*filter\n-A FORWARD -j NOWHERE\nCOMMIT\n"), file("v6", "*filter\nnonsense\nCOMMIT\n"));
-        let wrong =
-            rulesets(&config(&format!("rules = \"{v4}\"\nrules6 = \"{v6}\"\n")), false).expect_err("both wrong");
+        let config = config(&format!("rules = \"{v4}\"\nrules6 = \"{v6}\"\n"));
+        let wrong = rulesets(&config, &Arc::default(), false).expect_err("both wrong");
         std::fs::remove_dir_all(&folder).expect("ours");
         assert_eq!(wrong.exit_code(), 2);
         assert!(wrong.message().contains("NOWHERE") && wrong.message().contains("nonsense"), "{wrong}");

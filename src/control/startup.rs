@@ -90,6 +90,18 @@ pub fn read_text(option: &str, path: &Path) -> Result<String, Failure> {
     })
 }
 
+/// A key for hash tables, of this run alone: who sends packets must not know it.
+///
+/// # Errors
+/// When the kernel gives no random numbers.
+pub fn secret() -> Result<[u64; 2], Failure> {
+    let mut bytes = [0u8; 16];
+    let read = fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
+    read.map_err(|error| Failure::Running(format!("cannot read /dev/urandom: {error}")))?;
+    let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    Ok([word(0), word(8)])
+}
+
 /// What the kernel says of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Link {

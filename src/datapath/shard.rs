@@ -63,23 +63,23 @@ pub struct Counters {
 /// What a worker's time is by the calendar. Kept right by the control thread, read by rules with `-m time` only.
 #[derive(Debug, Default)]
 pub struct WallClock {
-    /// Seconds from 1970 (UTC) to the zero of the worker's time.
+    /// Nanoseconds from 1970 (UTC) to the zero of the worker's time.
     zero: AtomicI64,
     /// What the kernel's time zone adds to UTC, in seconds.
     zone: AtomicI32,
 }
 
 impl WallClock {
-    /// It is `unix` seconds after 1970 (UTC) at `now`; the kernel's time zone adds `zone` seconds.
+    /// It is `unix` nanoseconds after 1970 (UTC) at `now`; the kernel's time zone adds `zone` seconds.
     pub fn set(&self, unix: i64, zone: i32, now: Instant) {
-        self.zero.store(unix - (now.as_ns() / SECOND_NS) as i64, Ordering::Relaxed);
+        self.zero.store(unix.saturating_sub(now.as_ns() as i64), Ordering::Relaxed);
         self.zone.store(zone, Ordering::Relaxed);
     }
 
     /// Seconds after 1970 (UTC) at `now`, and what the time zone adds.
     pub(super) fn at(&self, now: Instant) -> (i64, i32) {
-        let zero = self.zero.load(Ordering::Relaxed);
-        (zero + (now.as_ns() / SECOND_NS) as i64, self.zone.load(Ordering::Relaxed))
+        let unix = self.zero.load(Ordering::Relaxed).saturating_add(now.as_ns() as i64);
+        (unix.div_euclid(SECOND_NS as i64), self.zone.load(Ordering::Relaxed))
     }
 }
 
@@ -253,5 +253,22 @@ impl Shard {
     pub(super) fn next_ip_id(&mut self) -> u16 {
         self.ip_id = self.ip_id.checked_add(1).unwrap_or(1).max(1);
         self.ip_id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_calendar_changes_its_second_when_the_wall_clock_does() {
+        let wall = WallClock::default();
+        let ms = |ms: u64| Instant::from_ns(ms * 1_000_000);
+        // 100.2 s after 1970 at 5.7 s of the worker's time.
+        wall.set(100_200_000_000, 3600, ms(5700));
+        assert_eq!(wall.at(ms(5700)), (100, 3600));
+        assert_eq!(wall.at(ms(6499)), (100, 3600));
+        assert_eq!(wall.at(ms(6500)), (101, 3600));
+        assert_eq!(wall.at(ms(5499)), (99, 3600));
     }
 }

@@ -140,7 +140,9 @@ impl<'a> Parts<'a> {
             Target::Jump(chain) => Action::Jump(starts[*chain]),
             Target::Goto(chain) => Action::Goto(starts[*chain]),
             _ => {
-                let kept = self.old_rule(rule).and_then(|old| self.kept_targets.get(&old));
+                // A set of that name may be another one now.
+                let own = self.old_rule(rule).filter(|_| !matches!(target, Target::Set(_)));
+                let kept = own.and_then(|old| self.kept_targets.get(&old));
                 let state = match (kept, self.previous) {
                     (Some(&index), Some(previous)) => previous.vector.targets[index].state.clone(),
                     _ => Arc::new(target.state(self.registry)),
@@ -181,7 +183,8 @@ impl<'a> Parts<'a> {
             }
             Match::Multiport(multiport) => Op::Multiport(multiport.clone()),
             other => {
-                let kept = self.old_rule(place.0).and_then(|old| self.kept_matches.get(&(old, place.1)));
+                let own = self.old_rule(place.0).filter(|_| !matches!(other, Match::Set(_)));
+                let kept = own.and_then(|old| self.kept_matches.get(&(old, place.1)));
                 let state = match (kept, self.previous) {
                     (Some(&index), Some(previous)) => previous.vector.matches[index].state.clone(),
                     _ => Arc::new(other.state(self.registry)),

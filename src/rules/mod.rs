@@ -69,7 +69,7 @@ pub use pair::{rule_texts, unchanged};
 pub use registry::Registry;
 pub use rule::*;
 pub use save::{rule_text, save, save_table};
-pub use set::{SetTable, Sets};
+pub use set::{SetSummary, SetTable, Sets};
 pub use targets::{LogTarget, RejectWith, SetTarget, TRACE_LOG, Target, TraceEvent, TracePlace, log_flags};
 pub use told::Told;
 pub use trace::Trace;

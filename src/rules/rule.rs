@@ -164,6 +164,11 @@ impl PartialEq for Ruleset {
 impl Eq for Ruleset {}
 
 impl Ruleset {
+    /// The sets that rules may name.
+    pub fn sets(&self) -> &Arc<SetTable> {
+        &self.sets
+    }
+
     /// What an expert would look at twice.
     pub fn warnings(&self) -> &Diagnostics {
         &self.warnings

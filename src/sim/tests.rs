@@ -14,7 +14,7 @@ use crate::control::config::{Layer, Placed};
 use crate::control::reload;
 use crate::control::sources::{self, Sources};
 use crate::packet::Packet;
-use crate::rules::{self, Registry, RuleVector};
+use crate::rules::{self, Registry, RuleVector, SetTable};
 use crate::snapshot::RoutingBuilder;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Mac};
@@ -262,19 +262,21 @@ fn settings_change_while_it_runs() {
     assert!(outcome.is_err_and(|error| error.contains("nf_conntrack_max = 1001")) && timeout == 7);
 }
 
-/// What workers with the built-in policy run by, or with the IPv4 rules of a file.
-fn published(file: Option<&Path>) -> Published {
+/// What workers with the built-in policy run by, or with the IPv4 rules of a file, and with the sets of another.
+fn published(file: Option<&Path>, sets: Option<&Path>) -> Published {
     let layer = Layer {
         lan: Some(Placed::option("--lan", "lan0".parse().expect("a name"))),
         wan: Some(Placed::option("--wan", "wan0".parse().expect("a name"))),
         rules: file.map(|path| Placed::option("--rules", path.to_owned())),
+        sets: sets.map(|path| Placed::option("--sets", path.to_owned())),
         ..Layer::default()
     };
     let sources = Sources::new(layer, None);
     let config = sources.config().expect("complete");
-    let rulesets = sources::rulesets(&config, false).expect("good rules").map(Arc::new);
+    let sets = sources::sets(&config, &SetTable::new([1, 2]), Instant::ZERO, false).expect("good sets");
+    let rulesets = sources::rulesets(&config, &Arc::new(sets), false).expect("good rules").map(Arc::new);
     let mut registry = Registry::default();
-    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, &mut registry)));
+    let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, config.track, &mut registry)));
     Published { policy, routing: Arc::new(ArcSwap::from_pointee(routing())), sources, config, rulesets, registry }
 }
 
@@ -291,7 +293,7 @@ fn settings_that_one_worker_does_not_take_are_put_in_force_in_none() {
     // Whoever asked before has filled what others may fill of the stuck one's mailbox.
     while lines[1].ask(Request::TableCounts) {}
     let before = Settings { max: 1024, ..Settings::default() };
-    let workers = Workers::new(lines, facts(2), before.clone(), published(None));
+    let workers = Workers::new(lines, facts(2), before.clone(), published(None, None));
     let change = BTreeMap::from([("nf_conntrack_udp_timeout".to_owned(), 7)]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let [awake, stuck] = &mut sims;

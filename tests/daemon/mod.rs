@@ -12,6 +12,7 @@ use xrouter::control::api::{Backend, BackendError, ControlSocket, Told};
 use xrouter::control::reload::{Refused, ReloadReport, Wish};
 use xrouter::control::stats::{ConntrackReport, Drops, SCHEMA, StatsReport, WorkerReport};
 use xrouter::control::sysctl;
+use xrouter::rules::SetSummary;
 use xrouter::time::Instant;
 use xrouter::verdict::{DropCounters, DropReason};
 use xrouter::wire::Family;
@@ -130,6 +131,14 @@ impl Backend for OneTable {
         let mut values: BTreeMap<_, _> = sysctl::values(table.settings()).into_iter().collect();
         values.insert(sysctl::COUNT.to_owned(), table.len() as u64);
         Ok(values)
+    }
+
+    async fn sets(&self) -> Result<Vec<SetSummary>, BackendError> {
+        Ok(vec![SetSummary { name: "blocked".into(), kind: "hash:net".into(), entries: 2 }])
+    }
+
+    async fn sets_text(&self) -> Result<String, BackendError> {
+        Ok("create blocked hash:net family inet hashsize 1024 maxelem 65536\n".to_owned())
     }
 
     async fn rules_text(&self, _: Family) -> Result<String, BackendError> {

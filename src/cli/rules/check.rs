@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{PortArgs, VersionArgs, refused, text_of, understand, warn};
+use super::{PortArgs, VersionArgs, refused, text_of, understand, understand_with_sets, warn};
 use crate::control::startup::Failure;
 use crate::rules::{self, Diagnostic, Diagnostics, FORWARD, Policy, Reason, Ruleset, Severity, Tracking};
 use crate::wire::Family;
@@ -19,6 +19,9 @@ pub(super) struct CheckArgs {
     version: VersionArgs,
     #[command(flatten)]
     ports: PortArgs,
+    /// Sets that the rules name, as `ipset save` writes them
+    #[arg(long, value_name = "FILE")]
+    sets: Option<PathBuf>,
     /// As JSON, on one line
     #[arg(short = 'j', long)]
     json: bool,
@@ -39,7 +42,8 @@ pub(super) struct RestoreArgs {
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let (name, text) = text_of("rules check", &args.file)?;
     let ports = args.ports.names("rules check")?;
-    let ruleset = match understand(&name, &text, args.version.family(), &ports) {
+    let sets = super::read_sets(args.sets.as_deref())?;
+    let ruleset = match understand_with_sets(&name, &text, args.version.family(), &ports, &sets) {
         Ok(ruleset) => ruleset,
         Err(wrong) if args.json => return answer_json(&name, None, &wrong, None),
         Err(wrong) => return Err(refused(&wrong)),

@@ -85,6 +85,14 @@ impl Backend for Fake {
         Ok(self.settings.borrow().clone())
     }
 
+    async fn sets(&self) -> Result<Vec<SetSummary>, BackendError> {
+        Ok(Vec::new())
+    }
+
+    async fn sets_text(&self) -> Result<String, BackendError> {
+        Ok(String::new())
+    }
+
     async fn rules_text(&self, family: Family) -> Result<String, BackendError> {
         Ok(format!("*filter {family:?}\nCOMMIT\n"))
     }

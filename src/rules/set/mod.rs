@@ -36,4 +36,4 @@ use parse::NAME_MAX;
 pub(super) use question::Compare;
 pub(super) use reference::{SetRef, check};
 pub(super) use table::SetCell;
-pub use table::SetTable;
+pub use table::{SetSummary, SetTable};

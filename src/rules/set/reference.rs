@@ -91,7 +91,9 @@ impl SetRef {
         let problem = Problem::new(self.span, format!("there is no set `{}`", self.name), "not in the sets");
         if sets.names().is_empty() {
             // The rules alone are right: who only prints or compares them needs no sets.
-            return report.not_honoured(problem.help("no sets were given; `ipset save` writes them to a file"));
+            return report.not_honoured(
+                problem.help("no sets were given; `ipset save` writes them to a file, for `--sets FILE`"),
+            );
         }
         report.error(problem.help(match sets.nearest(&self.name) {
             Some(near) => format!("did you mean `{near}`?"),

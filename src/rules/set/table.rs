@@ -18,6 +18,7 @@ use crate::wire::Family;
 use arc_swap::ArcSwap;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -103,6 +104,14 @@ pub(in crate::rules) struct SetCell {
 }
 
 impl SetCell {
+    /// With what is written, and nothing that packets added.
+    fn new(definition: Definition, secret: [u64; 2], now: Instant, find: &Find<'_>) -> SetCell {
+        let name = definition.name.clone();
+        let kept = keep(&definition, false, secret, now, find);
+        let content = ArcSwap::from_pointee(Content { definition: Arc::new(definition), kept });
+        SetCell { name, live: AtomicBool::new(false), content }
+    }
+
     /// Its name.
     pub(in crate::rules) fn name(&self) -> &str {
         &self.name
@@ -182,13 +191,7 @@ impl SetCell {
     }
 }
 
-fn keep(
-    definition: &Definition,
-    live: bool,
-    secret: [u64; 2],
-    now: Instant,
-    find: &dyn Fn(&str) -> Option<Arc<SetCell>>,
-) -> Kept {
+fn keep(definition: &Definition, live: bool, secret: [u64; 2], now: Instant, find: &Find<'_>) -> Kept {
     let store = match definition.header.kind.method() {
         Method::List => return Kept::Frozen(Store::List(ListStore::new(definition, now, find))),
         Method::Hash => Store::Hash(Box::new(HashStore::new(definition, live, secret, now))),
@@ -218,6 +221,20 @@ impl Header {
 }
 
 type Cells = BTreeMap<String, Arc<SetCell>>;
+/// Finds a set by its name.
+type Find<'a> = dyn Fn(&str) -> Option<Arc<SetCell>> + 'a;
+
+/// A set in a listing. Its JSON names stay.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SetSummary {
+    /// Its name.
+    pub name: String,
+    /// Its type, as in `create`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Elements in it, those included that have expired and were not taken out yet.
+    pub entries: usize,
+}
 
 /// All sets, by name; of one router, both IP versions. Rules are checked and compiled against it, and keep what they name.
 pub struct SetTable {
@@ -288,45 +305,68 @@ impl SetTable {
     pub fn load(&self, file: &str, text: &str, now: Instant) -> Result<(), Diagnostics> {
         let sets = Sets::parse(file, text)?;
         let mut cells = self.cells();
-        let mut report = Report::new(file, text);
-        for problem in conflicts(&cells, &sets, text.len()) {
-            report.error(problem);
-        }
-        if report.has_errors() {
-            return Err(report.finish());
-        }
+        refuse_conflicts(&cells, &sets, file, text)?;
         self.replace(&mut cells, sets, now);
         Ok(())
     }
 
+    /// Reads `text` as [`SetTable::load`] does, and gives what would be, but leaves all as it is.
+    ///
+    /// # Errors
+    /// As [`SetTable::load`].
+    pub fn dry_load(&self, file: &str, text: &str, now: Instant) -> Result<SetTable, Diagnostics> {
+        refuse_conflicts(&self.cells(), &Sets::parse(file, text)?, file, text)?;
+        self.successor(file, text, now)
+    }
+
+    /// A table with the sets of `text`, for rules that are to follow those in force; this one stays as it is. A set whose lines are
+    /// the same as before is the same set in both: it keeps what packets have added to it, and its time-outs run on.
+    ///
+    /// # Errors
+    /// What [`Sets::parse`] says.
+    pub fn successor(&self, file: &str, text: &str, now: Instant) -> Result<SetTable, Diagnostics> {
+        let sets = Sets::parse(file, text)?;
+        let old = self.cells().clone();
+        let next = SetTable::new(self.secret);
+        let stays = |cell: &SetCell, definition: &Definition, find: &Find<'_>| {
+            *cell.content.load().definition == *definition && members_stay(cell, find)
+        };
+        let make = |definition: Definition, find: &Find<'_>| match old.get(&definition.name) {
+            Some(cell) if stays(cell, &definition, find) => cell.clone(),
+            _ => Arc::new(SetCell::new(definition, self.secret, now, find)),
+        };
+        *next.cells() = arrange(sets, make);
+        Ok(next)
+    }
+
+    /// What there is, by name.
+    pub fn summaries(&self) -> Vec<SetSummary> {
+        let summary = |cell: &Arc<SetCell>| {
+            let content = cell.content();
+            let header = &content.definition.header;
+            SetSummary {
+                name: cell.name.clone(),
+                kind: header.kind.name().to_owned(),
+                entries: content.see(Store::len),
+            }
+        };
+        self.cells().values().map(summary).collect()
+    }
+
     /// Puts sets in place of those that are there; see [`SetTable::load`].
     fn replace(&self, cells: &mut Cells, sets: Sets, now: Instant) {
-        let mut fresh = Cells::new();
-        // Lists last: they hold the others.
-        let (lists, plain): (Vec<Definition>, Vec<Definition>) =
-            sets.list.into_iter().partition(|set| set.header.kind.method() == Method::List);
-        for definition in plain.into_iter().chain(lists) {
-            let name = definition.name.clone();
-            let find = |name: &str| fresh.get(name).cloned();
-            let old = cells.remove(&name);
-            let cell = match old {
-                Some(cell) => {
-                    let same = *cell.content.load().definition == definition && members_stay(&cell, &find);
-                    if !same {
-                        let live = cell.live.load(Ordering::Relaxed);
-                        let kept = keep(&definition, live, self.secret, now, &find);
-                        cell.content.store(Arc::new(Content { definition: Arc::new(definition), kept }));
-                    }
-                    cell
+        let fresh = arrange(sets, |definition, find| match cells.remove(&definition.name) {
+            Some(cell) => {
+                let same = *cell.content.load().definition == definition && members_stay(&cell, find);
+                if !same {
+                    let live = cell.live.load(Ordering::Relaxed);
+                    let kept = keep(&definition, live, self.secret, now, find);
+                    cell.content.store(Arc::new(Content { definition: Arc::new(definition), kept }));
                 }
-                None => {
-                    let kept = keep(&definition, false, self.secret, now, &find);
-                    let content = ArcSwap::from_pointee(Content { definition: Arc::new(definition), kept });
-                    Arc::new(SetCell { name: name.clone(), live: AtomicBool::new(false), content })
-                }
-            };
-            fresh.insert(name, cell);
-        }
+                cell
+            }
+            None => Arc::new(SetCell::new(definition, self.secret, now, find)),
+        });
         for cell in fresh.values().filter(|cell| cell.live.load(Ordering::Relaxed)) {
             if let Kept::Frozen(Store::List(list)) = &cell.content.load().kept {
                 list.members().iter().for_each(|(member, _)| member.make_live());
@@ -336,14 +376,36 @@ impl SetTable {
     }
 }
 
+/// A cell for each set, made by `make`, which can find those before it.
+fn arrange(sets: Sets, mut make: impl FnMut(Definition, &Find<'_>) -> Arc<SetCell>) -> Cells {
+    let mut fresh = Cells::new();
+    // Lists last: they hold the others.
+    let (lists, plain): (Vec<Definition>, Vec<Definition>) =
+        sets.list.into_iter().partition(|set| set.header.kind.method() == Method::List);
+    for definition in plain.into_iter().chain(lists) {
+        let name = definition.name.clone();
+        let cell = make(definition, &|name| fresh.get(name).cloned());
+        fresh.insert(name, cell);
+    }
+    fresh
+}
+
 /// Whether a list's members are still the same sets, not others of the same name.
-fn members_stay(cell: &SetCell, find: &dyn Fn(&str) -> Option<Arc<SetCell>>) -> bool {
+fn members_stay(cell: &SetCell, find: &Find<'_>) -> bool {
     match &cell.content.load().kept {
         Kept::Frozen(Store::List(list)) => {
             list.members().iter().all(|(member, _)| find(&member.name).is_some_and(|now| Arc::ptr_eq(&now, member)))
         }
         _ => true,
     }
+}
+
+fn refuse_conflicts(cells: &Cells, sets: &Sets, file: &str, text: &str) -> Result<(), Diagnostics> {
+    let mut report = Report::new(file, text);
+    for problem in conflicts(cells, sets, text.len()) {
+        report.error(problem);
+    }
+    if report.has_errors() { Err(report.finish()) } else { Ok(()) }
 }
 
 /// What new sets would break for rules that are compiled.

@@ -18,12 +18,13 @@ struct Run {
 impl Drop for Run {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.file);
+        let _ = std::fs::remove_file(self.sets_file());
     }
 }
 
 const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
 const LAN_TO_WAN: &str = "-A FORWARD -i lan0 -o wan0 -m conntrack --ctstate NEW -j ACCEPT\n";
-const KEEP: Wish = Wish { established: Established::Keep, dry_run: false, styled: false };
+const KEEP: Wish = Wish { established: Established::Keep, dry_run: false, sets: false, styled: false };
 const RECHECK: Wish = Wish { established: Established::Recheck, ..KEEP };
 const FLUSH: Wish = Wish { established: Established::Flush, ..KEEP };
 
@@ -34,12 +35,22 @@ fn text(rules: &str) -> String {
 impl Run {
     /// By these rules of FORWARD, whose policy is DROP.
     fn new(rules: &str) -> Run {
+        Run::with_sets(rules, None)
+    }
+
+    /// By these rules, which may name these sets.
+    fn with_sets(rules: &str, sets: Option<&str>) -> Run {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let file = std::env::temp_dir().join(format!("xrsim{}-{number}.v4", std::process::id()));
         std::fs::write(&file, text(rules)).expect("a file");
-        let (published, settings) = (published(Some(&file)), Settings { max: 1024, ..Settings::default() });
-        let policy = reload::compile(&published.rulesets, &mut Registry::default());
+        let beside = file.with_extension("sets");
+        if let Some(sets) = sets {
+            std::fs::write(&beside, sets).expect("a file");
+        }
+        let (published, settings) =
+            (published(Some(&file), sets.map(|_| &*beside)), Settings { max: 1024, ..Settings::default() });
+        let policy = reload::compile(&published.rulesets, published.config.track, &mut Registry::default());
         let mut sim = Simulator::new(policy, routing(), settings.clone(), Faults::default(), 1);
         let line = std::mem::replace(&mut sim.handle, mailbox().expect("a descriptor").1).line;
         let published = Published { policy: sim.policy.clone(), routing: sim.routing.clone(), ..published };
@@ -48,6 +59,17 @@ impl Run {
 
     fn write(&self, rules: &str) {
         std::fs::write(&self.file, text(rules)).expect("a file");
+    }
+
+    fn sets_file(&self) -> PathBuf {
+        self.file.with_extension("sets")
+    }
+
+    /// Packets that pass of one from each of these ports.
+    fn passing(&mut self, ports: std::ops::Range<u16>) -> usize {
+        let before = self.left;
+        connect(self, ports, false);
+        self.left - before
     }
 
     fn burst(&mut self) {
@@ -317,4 +339,77 @@ fn rules_are_in_force_also_when_a_worker_falls_silent_afterwards() {
     });
     assert_eq!((report.generation, report.ended), (2, 0));
     assert!(report.unfinished.is_some_and(|why| why.contains("worker 0 does not answer")));
+}
+
+const ADD: &str = "create seen hash:ip,port family inet hashsize 64 maxelem 100\n";
+const SETS_ONLY: Wish = Wish { sets: true, ..KEEP };
+
+/// `ports` holds these.
+fn ports(first: u16, last: u16) -> String {
+    let range: String = (first..=last).map(|port| format!("add ports {port}\n")).collect();
+    format!("create ports bitmap:port range 0-65535\n{range}{ADD}")
+}
+
+#[test]
+fn sets_change_alone_and_a_wrong_file_changes_nothing() {
+    let rule = "-A FORWARD -p udp -m set --match-set ports src -j ACCEPT\n";
+    let mut run = Run::with_sets(rule, Some(&ports(1000, 1003)));
+    assert_eq!(run.passing(1000..1010), 4);
+    std::fs::write(run.sets_file(), ports(1000, 1006)).expect("a file");
+    let dry = run.reload(Wish { dry_run: true, ..SETS_ONLY }).expect("good sets");
+    assert_eq!(dry.sets.as_ref().map(|sets| (sets.sets, sets.entries)), Some((2, 7)));
+    assert_eq!(run.passing(1000..1010), 4, "a dry run");
+    let report = run.reload(SETS_ONLY).expect("good sets");
+    assert_eq!((report.generation, run.sim.policy.load().generation), (1, 1), "no rule was compiled");
+    let line = report.to_string();
+    assert!(
+        line.starts_with("sets of ") && line.ends_with(": 2 sets with 7 elements; rules stay (policy 1)"),
+        "{line}"
+    );
+    assert_eq!(run.passing(1000..1010), 7);
+    std::fs::write(run.sets_file(), "create ports bitmap:port range 0-9\nadd ports 10\nadd nobody 1\n")
+        .expect("a file");
+    for wish in [SETS_ONLY, RECHECK] {
+        let Err(Refused::Files(report)) = run.reload(wish) else { panic!("the file is wrong") };
+        assert!(report.contains(".sets:2:") && report.contains(".sets:3:"), "{report}");
+    }
+    // Right in itself, and not what the rules name.
+    std::fs::write(run.sets_file(), ADD).expect("a file");
+    let Err(Refused::Files(report)) = run.reload(SETS_ONLY) else { panic!("rules name `ports`") };
+    assert!(report.contains("set ports is missing, and rules name it"), "{report}");
+    assert_eq!(run.passing(1000..1010), 7);
+}
+
+#[test]
+fn rules_and_sets_change_together() {
+    let rule = |set: &str| format!("-A FORWARD -p udp -m set --match-set {set} src -j ACCEPT\n");
+    let mut run = Run::with_sets(&rule("ports"), Some(&ports(1000, 1003)));
+    assert_eq!(run.passing(1000..1010), 4);
+    // The rule stays as it is, and its set does not.
+    std::fs::write(run.sets_file(), ports(1000, 1001)).expect("a file");
+    let report = run.reload(KEEP).expect("good files");
+    assert!(report.files[0].is_unchanged() && report.to_string().contains(", 2 sets"), "{report}");
+    assert_eq!(run.passing(1000..1010), 2);
+    // The set goes, another comes, of another type.
+    std::fs::write(run.sets_file(), "create some hash:ip,port\nadd some 10.1.0.2,udp:1005\n").expect("a file");
+    run.write(&rule("some,src").replace(",src src", " src,src"));
+    run.reload(KEEP).expect("good files");
+    assert_eq!(run.passing(1000..1010), 1);
+}
+
+#[test]
+fn what_packets_added_stays_while_the_lines_of_the_set_do() {
+    let rules = "-A FORWARD -p udp -m set --match-set seen src,src -j DROP\n\
+                 -A FORWARD -p udp -j SET --add-set seen src,src\n-A FORWARD -p udp -j ACCEPT\n";
+    let mut run = Run::with_sets(rules, Some(&ports(1, 2)));
+    assert_eq!((run.passing(1000..1010), run.passing(1000..1010)), (10, 0));
+    std::fs::write(run.sets_file(), ports(1, 3)).expect("a file");
+    run.reload(SETS_ONLY).expect("good sets");
+    assert_eq!(run.passing(1000..1011), 1);
+    std::fs::write(run.sets_file(), ports(1, 4)).expect("a file");
+    run.reload(KEEP).expect("good files");
+    assert_eq!(run.passing(1000..1012), 1);
+    std::fs::write(run.sets_file(), ports(1, 4).replace("maxelem 100", "maxelem 50")).expect("a file");
+    run.reload(KEEP).expect("good files");
+    assert_eq!(run.passing(1000..1012), 12, "another set begins anew");
 }
