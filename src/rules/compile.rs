@@ -5,11 +5,11 @@ use super::matches::{BitMatch, Match};
 use super::registry::Registry;
 use super::row::{Action, INVERT_DST, INVERT_PROTO, INVERT_SRC, NO_PORT, Op, Row, Word};
 use super::rule::{
-    AddrMatch, BUILTIN, BUILTIN_CHAINS, ChainIndex, FORWARD, InterfaceMatch, PATH, Policy, Rule, Ruleset,
+    AddrMatch, BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, FORWARD, InterfaceMatch, PATH, Policy, Rule, Ruleset,
 };
 use super::runs::Runs;
-use super::targets::Target;
-use super::vector::{Entry, OtherMatch, Previous, Rows, RuleVector, RunTarget};
+use super::targets::{Target, TracePlace};
+use super::vector::{ChainName, Entry, OtherMatch, Previous, RowPlace, Rows, RuleVector, RunTarget};
 use crate::wire::Family;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -74,6 +74,8 @@ impl<'a> Parts<'a> {
             matches: self.matches.into(),
             targets: self.targets.into(),
             entries,
+            places: places(ruleset, &order),
+            names: names(ruleset),
             rule_count: ruleset.rule_count(),
             chain_count: ruleset.chains.len(),
             wants_conntrack: ruleset.wants_conntrack(),
@@ -194,6 +196,27 @@ impl<'a> Parts<'a> {
             }
         })
     }
+}
+
+/// Where each row comes from.
+fn places(ruleset: &Ruleset, order: &[ChainIndex]) -> Box<[RowPlace]> {
+    let of_chain = |&index: &ChainIndex| {
+        let rules = &ruleset.chains[index].rules;
+        let builtin = index < BUILTIN_CHAINS;
+        let kinds = rules.iter().map(move |rule| TracePlace::of(rule, builtin)).chain([TracePlace::end(builtin)]);
+        let row = move |(at, place)| RowPlace { chain: index as u32, number: at as u32 + 1, place };
+        kinds.enumerate().map(row)
+    };
+    order.iter().flat_map(of_chain).collect()
+}
+
+fn names(ruleset: &Ruleset) -> Box<[ChainName]> {
+    let name = |chain: &Chain| ChainName {
+        table: chain.table,
+        name: chain.name.as_str().into(),
+        rules: chain.rules.len() as u32,
+    };
+    ruleset.chains.iter().map(name).collect()
 }
 
 /// The chains that forwarded packets reach, in the order of their rows, and by chain where its rows begin.

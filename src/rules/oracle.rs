@@ -7,8 +7,8 @@ use super::context::{Context, World};
 use super::extension::{Answer, Outcome};
 use super::matches::MatchState;
 use super::registry::Registry;
-use super::rule::{AddrMatch, BUILTIN, ChainIndex, InterfaceMatch, Policy, Rule, Ruleset};
-use super::targets::{Target, TargetState};
+use super::rule::{AddrMatch, BUILTIN, BUILTIN_CHAINS, ChainIndex, InterfaceMatch, Policy, Rule, Ruleset};
+use super::targets::{Target, TargetState, TraceEvent, TracePlace};
 use super::{Decision, RuleCounters};
 use crate::device::PortId;
 use crate::verdict::DropReason;
@@ -52,6 +52,11 @@ pub fn evaluate(
                 Answer::Yes => counters.rules[ruleset.counter_index(chain, index)].count(context.packet.l3_len),
             }
         }
+        if context.traced {
+            let builtin = chain < BUILTIN_CHAINS;
+            let met = rule.map_or(TracePlace::end(builtin), |rule| TracePlace::of(rule, builtin));
+            tell(ruleset, (chain, index), met, context, world);
+        }
         match rule.map(|rule| &rule.target) {
             Some(Target::Count) => {}
             Some(Target::Accept) => return Decision::Accept,
@@ -66,6 +71,10 @@ pub fn evaluate(
                 Some(caller) => place = caller,
                 None => {
                     counters.policies[entry].count(context.packet.l3_len);
+                    let end = (entry, ruleset.chains[entry].rules.len());
+                    if context.traced && (chain, index) != end {
+                        tell(ruleset, end, TracePlace::Policy, context, world);
+                    }
                     return match ruleset.chains[entry].policy {
                         Some(Policy::Drop) => Decision::Drop(DropReason::PolicyDrop),
                         _ => Decision::Accept,
@@ -87,6 +96,18 @@ pub fn evaluate(
             }
         }
     }
+}
+
+/// A traced packet has met a rule, or a chain's end.
+fn tell(
+    ruleset: &Ruleset,
+    (chain, index): (usize, usize),
+    place: TracePlace,
+    context: &Context<'_>,
+    world: &mut dyn World,
+) {
+    let it = &ruleset.chains[chain];
+    world.trace(&TraceEvent { table: it.table, chain: &it.name, place, number: index as u32 + 1, context });
 }
 
 struct Walk<'a, 'c> {

@@ -21,9 +21,9 @@ use super::index::{V4, V6};
 use super::matches::{Match, MatchState, TcpMatch, UdpMatch};
 use super::registry::Registry;
 use super::row::{Action, DCCP, Facts, INVERT_PROTO, Op, Row, Word, chain_is_broken};
-use super::rule::{BUILTIN_CHAINS, ChainIndex, MAX_DEPTH, Policy, Ruleset};
+use super::rule::{BUILTIN_CHAINS, ChainIndex, MAX_DEPTH, Policy, Ruleset, TableName};
 use super::runs::{self, Runs};
-use super::targets::{Target, TargetState};
+use super::targets::{Target, TargetState, TraceEvent, TracePlace};
 use super::trace::{Reads, Trace};
 use crate::packet::Packet;
 use crate::verdict::DropReason;
@@ -60,6 +60,23 @@ pub(super) struct Entry {
     pub(super) policy: Policy,
 }
 
+/// Where a row comes from, for packets whose way is told (`-j TRACE`).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowPlace {
+    pub(super) chain: u32,
+    /// From 1; a chain's end has one more than there are rules.
+    pub(super) number: u32,
+    pub(super) place: TracePlace,
+}
+
+/// A chain's name, and how many rules it has.
+#[derive(Debug)]
+pub(super) struct ChainName {
+    pub(super) table: TableName,
+    pub(super) name: Box<str>,
+    pub(super) rules: u32,
+}
+
 /// The compiled rules of one IP version. See the module's head.
 #[derive(Debug)]
 pub struct RuleVector {
@@ -69,6 +86,10 @@ pub struct RuleVector {
     pub(super) targets: Box<[RunTarget]>,
     /// By chain; none where the file does not have the table, or a forwarded packet does not come.
     pub(super) entries: [Option<Entry>; BUILTIN_CHAINS],
+    /// By row.
+    pub(super) places: Box<[RowPlace]>,
+    /// By chain.
+    pub(super) names: Box<[ChainName]>,
     pub(super) rule_count: usize,
     pub(super) chain_count: usize,
     pub(super) wants_conntrack: bool,
@@ -221,6 +242,9 @@ impl RuleVector {
                 Answer::Hotdrop => return Decision::Drop(DropReason::RuleHotdrop),
                 Answer::Yes => {}
             }
+            if context.traced {
+                self.tell_step(at - 1, context, world);
+            }
             if row.action != Action::End {
                 counters.rules[row.counter as usize].count(context.packet.l3_len);
                 reads.rule(row.counter);
@@ -253,6 +277,9 @@ impl RuleVector {
                 Action::Return | Action::End => {
                     counters.policies[chain].count(context.packet.l3_len);
                     reads.policy(chain);
+                    if context.traced && (self.places[at - 1].chain as usize != chain || row.action != Action::End) {
+                        self.tell_policy(chain, context, world);
+                    }
                     return match entry.policy {
                         Policy::Accept => Decision::Accept,
                         Policy::Drop => Decision::Drop(DropReason::PolicyDrop),
@@ -260,6 +287,24 @@ impl RuleVector {
                 }
             }
         }
+    }
+
+    /// A traced packet has met a row.
+    #[cold]
+    #[inline(never)]
+    fn tell_step(&self, row: usize, context: &Context<'_>, world: &mut dyn World) {
+        let RowPlace { chain, number, place } = self.places[row];
+        let ChainName { table, name, .. } = &self.names[chain as usize];
+        world.trace(&TraceEvent { table: *table, chain: name, place, number, context });
+    }
+
+    /// A traced packet goes to a policy from elsewhere than the chain's end.
+    #[cold]
+    #[inline(never)]
+    fn tell_policy(&self, chain: ChainIndex, context: &Context<'_>, world: &mut dyn World) {
+        let ChainName { table, name, rules } = &self.names[chain];
+        let (place, number) = (TracePlace::Policy, rules + 1);
+        world.trace(&TraceEvent { table: *table, chain: name, place, number, context });
     }
 
     fn run_target<R: Reads>(
