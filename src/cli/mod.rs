@@ -15,6 +15,7 @@ use crate::control::startup::Failure;
 
 mod capture;
 mod conntrack;
+mod explain;
 mod reload;
 mod replay;
 mod rules;
@@ -22,6 +23,7 @@ mod run;
 mod sets;
 mod stats;
 mod sysctl;
+mod trace;
 mod version;
 
 pub use replay::{ReplayCore, ReplayTotals};
@@ -39,6 +41,8 @@ Examples:
       xrouter rules check /etc/iptables/rules.v4
       xrouter stats
       xrouter conntrack -L -p tcp -s 192.168.1.0/24
+  Why does this connection not come through?
+      xrouter explain -i eth0 'tcp 192.168.1.7:1234 > 1.1.1.1:443 syn'
   Change a setting of a running router, as sysctl(8) would:
       xrouter sysctl -w net.netfilter.nf_conntrack_udp_timeout=60
   Put other rules in force, without losing a packet:
@@ -151,6 +155,10 @@ enum Verb {
     Stats(stats::StatsArgs),
     /// List, delete and watch a running router's connections, as conntrack(8) does
     Conntrack(Box<conntrack::ConntrackArgs>),
+    /// Say what would become of a packet, step by step, and why
+    Explain(Box<explain::ExplainArgs>),
+    /// Show what becomes of packets of a running router as they come, with the rules they meet
+    Trace(trace::TraceArgs),
     /// Show and change a running router's conntrack settings, as sysctl(8) does
     Sysctl(sysctl::SysctlArgs),
     /// Have a running router read its rules again
@@ -186,6 +194,8 @@ pub fn main() -> ExitCode {
         Some(Verb::Rules(args)) => rules::run(args),
         Some(Verb::Stats(args)) => stats::run(&args),
         Some(Verb::Conntrack(args)) => conntrack::run(&args),
+        Some(Verb::Explain(args)) => explain::run(&args),
+        Some(Verb::Trace(args)) => trace::run(&args),
         Some(Verb::Sysctl(args)) => sysctl::run(&args),
         Some(Verb::Reload(args)) => reload::run(&args),
         Some(Verb::Sets(args)) => sets::run(&args),
@@ -195,7 +205,10 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            complain(&failure);
+            // An answer may have been given on standard output.
+            if !failure.message().is_empty() {
+                complain(&failure);
+            }
             ExitCode::from(failure.exit_code())
         }
     }

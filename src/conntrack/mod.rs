@@ -36,6 +36,6 @@ pub use statistics::{Memory, Statistics};
 pub use table::Candidate;
 pub use template::{Template, Zone, ZoneDirection};
 pub use text::LineOptions;
-pub use tracker::{ConnRef, Conntrack, Tracked};
+pub use tracker::{ConnCopy, ConnRef, Conntrack, Tracked};
 pub use tuple::{CtInfo, CtStatus, Direction, Tuple};
 pub use xml::{XML_HEAD, XML_TAIL};

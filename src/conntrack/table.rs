@@ -428,6 +428,11 @@ impl Table {
         &mut self.records[id.index()]
     }
 
+    /// What TCP remembers of a connection.
+    pub(super) fn tcp(&self, id: ConnId) -> TcpRecord {
+        self.tcp[id.index()]
+    }
+
     /// What TCP remembers goes with the record.
     #[inline]
     pub(super) fn get_with_tcp_mut(&mut self, id: ConnId) -> (&mut Conn, &mut TcpRecord) {

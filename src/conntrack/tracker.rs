@@ -23,8 +23,10 @@
 //! - Fragments are dropped before conntrack until reassembly is there.
 
 mod ask;
+mod copy;
 mod eviction;
 
+pub use copy::ConnCopy;
 use eviction::Hand;
 
 use super::conn::{Conn, ConnId, Prepared, UNLINKED};

@@ -1,12 +1,12 @@
 //! The control socket: JSON lines over a Unix stream socket, the server for the daemon and the client for the verbs.
 //!
 //! A client writes one [`Request`] per line. The daemon answers each with [`Reply`] lines: `stats`, `rules`, `get`,
-//! `sysctl` and `reload` with one, `conntrack` and `delete` with one per connection and then `end`, `events` with one
-//! per event for as long as the client stays; whatever goes wrong with one `error`. A request that is too long or no
-//! JSON is answered with an error, and after one that is too long the connection ends, since nobody knows where the
-//! next begins. Listings are fetched from the workers in bounded pieces that are written before the next is fetched, so
-//! a long listing holds no worker up and takes no more memory than a short one, and a client that does not read is
-//! given up after [`WRITE_TIME`]. One that listens to events is not given up: it loses events, and is told how many.
+//! `sysctl`, `reload` and `explain` with one, `conntrack` and `delete` with one per connection and then `end`, `events` and
+//! `trace` with one per event or packet for as long as the client stays; whatever goes wrong with one `error`. A request
+//! that is too long or no JSON is answered with an error, and after one that is too long the connection ends, since nobody
+//! knows where the next begins. Listings are fetched from the workers in bounded pieces that are written before the next is
+//! fetched, so a long listing holds no worker up and takes no more memory than a short one, and a client that does not read
+//! is given up after [`WRITE_TIME`]. One that listens to events is not given up: it loses events, and is told how many.
 //! The server knows the workers only as a [`Backend`].
 
 use std::collections::BTreeMap;
@@ -25,9 +25,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader as Async
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast;
 
+use super::explain::{Explanation, Question};
 use super::reload::{Refused, ReloadReport, Wish};
 use super::startup::Failure;
 use super::stats::StatsReport;
+use super::trace::{self, TraceNews, TraceReport, TraceStep, TraceWish};
 use crate::conntrack::{ConnFilter, ConnView, EventKind, EventMask, Tuple};
 use crate::rules::SetSummary;
 use crate::wire::Family;
@@ -79,6 +81,12 @@ pub trait Backend {
 
     /// Changes settings (all or none), and tells the values of all.
     fn sysctl(&self, set: &BTreeMap<String, u64>) -> impl Future<Output = Result<BTreeMap<String, u64>, BackendError>>;
+
+    /// What would become of a packet.
+    fn explain(&self, question: &Question) -> impl Future<Output = Result<Explanation, BackendError>>;
+
+    /// Begins, goes on with, or ends a trace.
+    fn trace(&self, step: TraceStep) -> impl Future<Output = Result<TraceNews, BackendError>>;
 
     /// The rules with counters, as iptables-save prints them.
     fn rules_text(&self, family: Family) -> impl Future<Output = Result<String, BackendError>>;
@@ -199,6 +207,10 @@ pub enum Request {
     },
     /// Read rules and configuration again.
     Reload(Wish),
+    /// What would become of a packet, and why.
+    Explain(Question),
+    /// What becomes of packets, from now on until the client goes.
+    Trace(TraceWish),
 }
 
 fn four() -> u8 {
@@ -241,6 +253,10 @@ pub enum Reply {
     Reloaded(ReloadReport),
     /// A file is wrong, and nothing was changed: every wrong place, to be shown as it is.
     Refused(String),
+    /// The answer to `explain`.
+    Explained(Box<Explanation>),
+    /// What became of a packet.
+    Traced(Box<TraceReport>),
     /// It cannot be done, and why.
     Error(String),
 }
@@ -356,6 +372,7 @@ async fn client<B: Backend>(stream: UnixStream, backend: &B) {
                 Ok(Request::Events { filter, events }) => {
                     return tell(&mut write, &mut read, &filter, events, backend).await;
                 }
+                Ok(Request::Trace(wish)) => return trace::tell(&mut write, &mut read, &wish, backend).await,
                 Ok(request) => answer(&mut write, request, pid.unwrap_or(0), backend).await,
                 Err(error) => send(&mut write, &Reply::Error(format!("not a request: {error}"))).await,
             }
@@ -366,8 +383,8 @@ async fn client<B: Backend>(stream: UnixStream, backend: &B) {
     }
 }
 
-type Writer = tokio::net::unix::OwnedWriteHalf;
-type Reader = AsyncBufReader<tokio::net::unix::OwnedReadHalf>;
+pub(super) type Writer = tokio::net::unix::OwnedWriteHalf;
+pub(super) type Reader = AsyncBufReader<tokio::net::unix::OwnedReadHalf>;
 
 async fn answer<B: Backend>(write: &mut Writer, request: Request, pid: u32, backend: &B) -> io::Result<()> {
     let reply = match request {
@@ -392,7 +409,10 @@ async fn answer<B: Backend>(write: &mut Writer, request: Request, pid: u32, back
             Err(Refused::Files(report)) => Ok(Reply::Refused(report)),
             Err(Refused::Workers(error)) => Err(error),
         },
-        Request::Events { .. } => unreachable!("taken by the caller"),
+        Request::Explain(question) => {
+            backend.explain(&question).await.map(|explanation| Reply::Explained(Box::new(explanation)))
+        }
+        Request::Events { .. } | Request::Trace(_) => unreachable!("taken by the caller"),
     };
     send(write, &reply.unwrap_or_else(|error| Reply::Error(error.0))).await
 }
@@ -480,7 +500,7 @@ async fn tell<B: Backend>(write: &mut Writer, read: &mut Reader, filter: &ConnFi
     }
 }
 
-async fn send(write: &mut Writer, reply: &Reply) -> io::Result<()> {
+pub(super) async fn send(write: &mut Writer, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     write_all(write, &line).await

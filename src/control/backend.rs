@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, broadcast};
 
 use super::api::{Backend, BackendError, EventReport, Told};
 use super::config::Config;
+use super::explain::{self, Explanation, Question, Scene, Sketch};
 use super::reload::{Refused, ReloadReport, Reloads, Wish};
 use super::sources::Sources;
 use super::stats::{
@@ -24,6 +25,7 @@ use super::stats::{
     XskReport,
 };
 use super::sysctl;
+use super::trace::{TraceNews, TraceStep, Tracing};
 use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Tuple};
 use crate::device::PortId;
 use crate::rules::{self, Registry, RuleCounters, Ruleset, SetSummary};
@@ -92,6 +94,7 @@ pub struct Workers {
     /// Those in force.
     pub(super) settings: Mutex<Settings>,
     listening: Mutex<Option<Listening>>,
+    tracing: Mutex<Option<Tracing>>,
     pub(super) policy: Arc<ArcSwap<Policy>>,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) in_force: Mutex<InForce>,
@@ -139,6 +142,7 @@ impl Workers {
             facts,
             settings: Mutex::new(settings),
             listening: Mutex::new(None),
+            tracing: Mutex::new(None),
             policy,
             routing,
             in_force: Mutex::new(InForce::new(config, rulesets)),
@@ -159,6 +163,14 @@ impl Workers {
             if present.listeners.receiver_count() == 0 {
                 *listening = None;
                 self.stop_listening().await;
+            }
+        }
+    }
+
+    async fn end_trace(&self) {
+        for worker in 0..self.lines.len() {
+            if let Err(error) = self.ask(worker, Request::Witness(None)).await {
+                tracing::warn!("trace: {error}");
             }
         }
     }
@@ -396,6 +408,68 @@ impl Backend for Workers {
         let (sets, now) = (self.in_force.lock().await.rulesets[0].sets().clone(), self.now());
         let written = tokio::task::spawn_blocking(move || sets.save(now));
         written.await.map_err(|error| BackendError(format!("the sets could not be written out: {error}")))
+    }
+
+    async fn explain(&self, question: &Question) -> Result<Explanation, BackendError> {
+        let sketch: Sketch = question.packet.parse().map_err(BackendError)?;
+        let mut connections = Vec::new();
+        for tuple in explain::tuples_of(&sketch) {
+            for worker in 0..self.lines.len() {
+                match self.ask(worker, Request::Copy(tuple)).await? {
+                    Reply::Copy(copy) => connections.extend(copy.map(|copy| *copy)),
+                    _ => return Err(another(worker)),
+                }
+            }
+        }
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+        let in_force = self.in_force.lock().await;
+        let scene = Scene {
+            rulesets: in_force.rulesets.clone(),
+            policy: self.policy.load_full(),
+            routing: Routing::clone(&self.routing.load()),
+            routes_assumed: false,
+            settings: self.settings.lock().await.clone(),
+            connections,
+            now: since(self.facts.start),
+            unix: (unix, 0),
+        };
+        explain::explain(question, &scene).map_err(BackendError)
+    }
+
+    async fn trace(&self, step: TraceStep) -> Result<TraceNews, BackendError> {
+        let mut present = self.tracing.lock().await;
+        match step {
+            TraceStep::Begin(wish) => {
+                if present.is_some() {
+                    let message = "somebody traces already, and one at a time can";
+                    return Err(BackendError(message.to_owned()));
+                }
+                let routing = self.routing.load_full();
+                let names = PortId::ALL.map(|port| routing.port(port).name.as_str());
+                let (tracing, tracers) = Tracing::new(&wish, names, self.lines.len()).map_err(BackendError)?;
+                *present = Some(tracing);
+                for (worker, tracer) in tracers.into_iter().enumerate() {
+                    if let Err(error) = self.ask(worker, Request::Witness(Some(tracer))).await {
+                        *present = None;
+                        self.end_trace().await;
+                        return Err(error);
+                    }
+                }
+                Ok(TraceNews::default())
+            }
+            TraceStep::Fetch => {
+                let routing = self.routing.load();
+                let generation = self.policy.load().generation;
+                let rulesets = &self.in_force.lock().await.rulesets;
+                let date = |ns| self.wall_time(ns);
+                Ok(present.as_mut().map(|it| it.fetch(&routing, rulesets, generation, &date)).unwrap_or_default())
+            }
+            TraceStep::End => {
+                *present = None;
+                self.end_trace().await;
+                Ok(TraceNews::default())
+            }
+        }
     }
 
     async fn rules_text(&self, family: Family) -> Result<String, BackendError> {

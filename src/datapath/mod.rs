@@ -16,9 +16,11 @@ mod shard;
 mod shortcut;
 mod surroundings;
 mod waiting;
+mod witness;
 
 pub use effects::{Effects, Resolve};
 pub use shard::{Counters, Ledger, PortCounters, Shard, WallClock};
+pub use witness::{Answered, Exit, Meeting, Witness};
 
 use crate::arch;
 use crate::conntrack::{ConnId, ConnRef, CtInfo, Direction, Template, Tracked, Tuple};
@@ -129,7 +131,8 @@ pub fn process(
     for work in work.iter_mut().filter(|work| work.unreadable.is_none()) {
         work.candidate = shard.conntrack.prefetch_conn(&work.packet, work.hash);
     }
-    let mut path = Path { shard, policy, routing, now, effects };
+    shard.ask_witness(work, now);
+    let mut path = Path { shard, policy, routing, now, effects, witnessed: false };
     for (frame, work) in batch.frames.drain(..).zip(work) {
         match work.unreadable {
             None => path.take(frame, work),
@@ -167,7 +170,7 @@ pub fn expire(
 ) {
     shard.conntrack.expire(now, budget);
     if !shard.waiting.is_empty() {
-        Path { shard, policy, routing, now, effects }.settle_waiting();
+        Path { shard, policy, routing, now, effects, witnessed: false }.settle_waiting();
     }
 }
 
@@ -213,6 +216,8 @@ struct Path<'a> {
     routing: &'a Routing,
     now: Instant,
     effects: &'a mut Effects,
+    /// The shard's witness goes with the packet in hand.
+    witnessed: bool,
 }
 
 /// Why a packet goes no further, and what its sender is told.
@@ -283,7 +288,17 @@ impl Path<'_> {
     /// Stage (c) for one packet: decide, then carry it out.
     #[inline]
     fn take(&mut self, mut frame: Frame, work: &mut Work) -> Verdict {
-        match self.decide(&mut frame, work) {
+        self.witnessed = work.witnessed;
+        if work.witnessed
+            && let Some(witness) = &mut self.shard.witness
+        {
+            witness.begin(&work.packet, self.now);
+        }
+        let fate = self.decide(&mut frame, work);
+        if work.witnessed {
+            self.tell_exit(&work.packet, &fate);
+        }
+        match fate {
             Fate::Follow(number) => {
                 finish(&mut frame, &mut work.packet);
                 let Some(&Shortcut { out_port, neighbour, .. }) = self.shard.shortcuts.get(number) else {
@@ -307,7 +322,7 @@ impl Path<'_> {
     /// Only what is addressed to this port is routed; group addresses are the host's. Then the short way or the long one.
     #[inline]
     fn decide(&mut self, frame: &mut Frame, work: &mut Work) -> Fate {
-        let Work { packet, hash, candidate, destination, .. } = work;
+        let Work { packet, hash, candidate, destination, witnessed, .. } = work;
         if *destination != self.routing.ports[packet.port.index()].mac {
             return if destination.is_group() { Fate::Punt } else { Fate::Refuse(DropReason::NotForUs.into()) };
         }
@@ -315,7 +330,10 @@ impl Path<'_> {
             && self.rules(packet.family).wants_conntrack()
             && let Some(known) = self.shard.conntrack.lookup_candidate(*candidate, packet, *hash, self.now)
         {
-            return self.decide_known(frame, packet, *hash, known);
+            return match *witnessed {
+                false => self.decide_known(frame, packet, *hash, known),
+                true => self.decide_fully(frame, packet, *hash, Some(known), None),
+            };
         }
         self.decide_fully(frame, packet, *hash, None, None)
     }
@@ -383,6 +401,11 @@ impl Path<'_> {
     ) -> Fate {
         // Host business leaves before conntrack: without NAT no connection of ours has an address of ours.
         let route = self.routing.lookup(packet.family, packet.src, packet.dst);
+        if self.witnessed
+            && let Some(witness) = &mut self.shard.witness
+        {
+            witness.route(packet, route);
+        }
         if matches!(route, Route::Local | Route::Broadcast | Route::Multicast) {
             return Fate::Punt;
         }
@@ -411,11 +434,16 @@ impl Path<'_> {
     ) -> Result<Fate, Refusal> {
         let mut passage = Passage::START;
         // What is not to be kept need not be traced.
-        let mut reads = known.map(|_| trace);
+        let mut reads = known.filter(|_| !self.witnessed).map(|_| trace);
         self.meet(RAW_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
         // A packet that raw takes out, or puts into a zone, is of another connection than the one found without asking raw.
         let known = known.filter(|_| passage.template == Template::DEFAULT);
         passage.tracked = self.track(frame, packet, hash, known, tracked, passage.template.resolved(passage.mark))?;
+        if self.witnessed
+            && let Some(witness) = &mut self.shard.witness
+        {
+            witness.tracked(&mut passage.tracked, &self.shard.conntrack, self.now);
+        }
         self.meet(MANGLE_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
         // nat PREROUTING, then the routing decision and what it refuses.
         let of_the_conn = |refusal: Refusal, passage: &Passage| Refusal { conn: passage.tracked.conn, ..refusal };
@@ -576,7 +604,7 @@ impl Path<'_> {
             return Ok(());
         }
         let random = self.shard.random();
-        let Shard { conntrack, rules, wall, .. } = &mut *self.shard;
+        let Shard { conntrack, rules, wall, witness, .. } = &mut *self.shard;
         let Tracked { info, status, conn } = passage.tracked;
         let mut world = Surroundings {
             conntrack,
@@ -604,9 +632,14 @@ impl Path<'_> {
             traced: passage.traced,
             now: self.now,
         };
-        let decision = match trace {
-            None => vector.evaluate(chain, &mut context, &mut world, counters),
-            Some(trace) => vector.trace(chain, &mut context, &mut world, counters, trace),
+        let witness = witness.as_mut().filter(|_| self.witnessed);
+        let decision = match (trace, witness) {
+            (_, Some(witness)) => {
+                let generation = self.policy.generation;
+                witness.chain(Meeting { vector, generation, chain, context: &mut context, world: &mut world, counters })
+            }
+            (None, None) => vector.evaluate(chain, &mut context, &mut world, counters),
+            (Some(trace), None) => vector.trace(chain, &mut context, &mut world, counters, trace),
         };
         (passage.mark, passage.template, passage.traced) = (context.mark, context.template, context.traced);
         let refusal = match decision {
@@ -620,6 +653,31 @@ impl Path<'_> {
             },
         };
         Err(Refusal { conn, ..refusal })
+    }
+
+    /// Tells the witness what becomes of its packet.
+    #[cold]
+    fn tell_exit(&mut self, packet: &Packet, fate: &Fate) {
+        let exit = match fate {
+            Fate::Forward(Way { port, gateway, mtu }) => {
+                let hop = waiting::next_hop(packet.family, *port, *gateway, packet.dst);
+                let neighbour = self.routing.neighbour(hop.port, hop.next_hop);
+                Exit::Forward { port: *port, next_hop: hop.next_hop, mtu: *mtu, neighbour }
+            }
+            Fate::Follow(_) => return, // nobody with a witness takes a shortcut
+            Fate::Punt => Exit::Host,
+            Fate::Refuse(Refusal { reason, answer, .. }) => {
+                let answer = match answer {
+                    Answer::Nothing => Answered::Nothing,
+                    Answer::Error(error) => Answered::Error(*error),
+                    Answer::Reset => Answered::Reset,
+                };
+                Exit::Refused { reason: *reason, answer }
+            }
+        };
+        if let Some(witness) = &mut self.shard.witness {
+            witness.exit(packet, &exit);
+        }
     }
 
     /// Step 10 of a packet that passed: unfinished checksum, options, padding, then the way out.

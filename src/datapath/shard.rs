@@ -21,6 +21,7 @@ use std::sync::Arc;
 use super::budget::PuntBudget;
 use super::shortcut::{Shortcuts, Traces};
 use super::waiting::Waiting;
+use super::witness::Witness;
 
 /// Packets and bytes (of Ethernet frames, without preamble and FCS) in both directions of one port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,12 +96,20 @@ pub(super) struct Work {
     pub(super) destination: Mac,
     /// Why it is to be dropped; then the others mean nothing.
     pub(super) unreadable: Option<DropReason>,
+    /// The shard's witness goes with it.
+    pub(super) witnessed: bool,
 }
 
 impl Work {
     /// The place of a packet.
-    pub(super) const BLANK: Work =
-        Work { packet: Packet::BLANK, hash: 0, candidate: Candidate::NONE, destination: Mac([0; 6]), unreadable: None };
+    pub(super) const BLANK: Work = Work {
+        packet: Packet::BLANK,
+        hash: 0,
+        candidate: Candidate::NONE,
+        destination: Mac([0; 6]),
+        unreadable: None,
+        witnessed: false,
+    };
 }
 
 /// The family's place in an array.
@@ -164,6 +173,8 @@ pub struct Shard {
     pub wall: Arc<WallClock>,
     /// Where the next random number comes from; never 0.
     dice: u64,
+    /// Who goes with packets, while somebody does.
+    pub(super) witness: Option<Box<dyn Witness>>,
     /// A place for each packet of a batch.
     pub(super) work: Vec<Work>,
 }
@@ -186,6 +197,7 @@ impl Shard {
             ip_id: secret[0] as u16,
             wall: Arc::default(),
             dice: (secret[0] ^ secret[1].rotate_left(32)) | 1,
+            witness: None,
             work: vec![Work::BLANK; super::BATCH],
         }
     }
@@ -229,6 +241,22 @@ impl Shard {
             self.change_ledgers(policy);
         }
         self.shortcuts.follow(policy, routing, &mut self.conntrack);
+    }
+
+    /// From now on this one goes with packets. Gives back who did until now.
+    pub fn set_witness(&mut self, witness: Option<Box<dyn Witness>>) -> Option<Box<dyn Witness>> {
+        self.work.iter_mut().for_each(|work| work.witnessed = false);
+        std::mem::replace(&mut self.witness, witness)
+    }
+
+    /// Asks the witness which packets of a batch it goes with.
+    #[inline]
+    pub(super) fn ask_witness(&mut self, batch: &mut [Work], now: Instant) {
+        if let Some(witness) = &mut self.witness {
+            for work in batch {
+                work.witnessed = work.unreadable.is_none() && witness.wants(&work.packet, now);
+            }
+        }
     }
 
     /// A random number (xorshift64*: nobody must be able to predict it from outside, and nobody sees it whole).

@@ -17,6 +17,7 @@ mod context;
 mod counter;
 mod default;
 mod diagnostic;
+mod explain;
 #[allow(dead_code)] // extensions to come use the rest
 mod extension;
 #[cfg(test)]
@@ -61,6 +62,7 @@ pub use context::{AddressType, Context, Liveness, World};
 pub use counter::{Counter, RuleCounters};
 pub use default::{DEFAULT_V4, DEFAULT_V6, default_policy};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, Span};
+pub use explain::{Explainer, RuleStep, decision_text};
 pub use lint::lint;
 pub use log::{LogRecord, LogRequest, log_line};
 pub use matches::*;
@@ -141,6 +143,7 @@ pub fn understand_with_sets(
         named_sets: Vec::new(),
         warnings: Diagnostics::default(),
         not_honoured: Diagnostics::default(),
+        line_starts: text.match_indices('\n').map(|(at, _)| at + 1).collect(),
     };
     check::check(&ruleset, &mut report);
     ruleset.named_sets = set::check(&ruleset, &mut report);

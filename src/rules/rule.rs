@@ -153,6 +153,8 @@ pub struct Ruleset {
     pub(super) named_sets: Vec<Arc<SetCell>>,
     pub(super) warnings: Diagnostics,
     pub(super) not_honoured: Diagnostics,
+    /// Where the second line of the file begins, the third, and so on.
+    pub(super) line_starts: Vec<usize>,
 }
 
 impl PartialEq for Ruleset {
@@ -177,6 +179,11 @@ impl Ruleset {
     /// What is understood, and cannot be done.
     pub fn not_honoured(&self) -> &Diagnostics {
         &self.not_honoured
+    }
+
+    /// The line of the file that a thing stands in, from 1; none for what is not in the file.
+    pub fn line(&self, span: Span) -> Option<u32> {
+        (span.end > 0).then(|| self.line_starts.partition_point(|&start| start <= span.start) as u32 + 1)
     }
 
     /// Whether the file has the table.

@@ -570,19 +570,37 @@ fn scene(family: Family, odd: bool) -> impl Strategy<Value = (String, Vec<Case>)
     (generator::ruleset(version, allowed), proptest::collection::vec(case(version), 1..40))
 }
 
-/// Both engines over the same packets; everything they say and count must be the same.
+/// Counts the rules that an explanation says have matched. Those that have not must say why.
+fn count_steps(ruleset: &Ruleset, steps: &[RuleStep], bytes: u16, counters: &mut RuleCounters) {
+    for step in steps {
+        let named = |chain: &&(ChainIndex, &Chain)| chain.1.name == step.chain;
+        let (index, chain) =
+            *ruleset.chains_of(TableName::Filter).collect::<Vec<_>>().iter().find(named).expect("a chain");
+        let rule = step.rule as usize - 1;
+        assert_eq!(step.matched, step.why_not.is_none(), "{step:?}");
+        assert!(step.matched != step.then.is_none() || step.why_not.is_some(), "{step:?}");
+        match rule < chain.rules.len() {
+            true if step.matched => counters.rules[ruleset.counter_index(index, rule)].count(bytes),
+            false if chain.policy.is_some() => counters.policies[index].count(bytes),
+            _ => {}
+        }
+    }
+}
+
+/// Both engines and the explaining one over the same packets; everything they say and count must be the same.
 fn compare_engines(family: Family, text: &str, cases: &[Case]) -> Result<(), TestCaseError> {
     let ruleset = load("random", text, family, &PORTS).map_err(|bad| TestCaseError::fail(format!("{text}\n{bad}")))?;
     let vector = RuleVector::compile(&ruleset);
     let (mut fast, mut slow) = (vector.counters(), RuleCounters::new(&ruleset));
     let mut memory = oracle::Memory::default();
+    let (mut explainer, mut told) = (Explainer::default(), RuleCounters::new(&ruleset));
     let mut now = Instant::from_secs(1000);
     for case in cases {
         now = now + case.pause_ns;
         let Ok(mut packet) = Packet::parse(&case.frame, case.in_port, true) else { continue };
         packet.ttl -= 1;
-        let mut seen = [(packet, case.frame.clone()), (packet, case.frame.clone())];
-        let [mut of_fast, mut of_slow] = seen.each_mut().map(|(packet, frame)| Context {
+        let mut seen = [(); 3].map(|()| (packet, case.frame.clone()));
+        let [mut of_fast, mut of_slow, mut of_told] = seen.each_mut().map(|(packet, frame)| Context {
             packet,
             frame,
             hook: Hook::Forward,
@@ -593,16 +611,25 @@ fn compare_engines(family: Family, text: &str, cases: &[Case]) -> Result<(), Tes
             status: case.status,
             mark: 0,
             template: Template::DEFAULT,
-            traced: false,
+            traced: case.pause_ns % 2 == 1,
             now,
         });
-        let (mut fast_world, mut slow_world) = (Told::default(), Told::default());
+        let [mut fast_world, mut slow_world, mut told_world] = [(); 3].map(|()| Told::default());
         let decision = vector.evaluate(FORWARD, &mut of_fast, &mut fast_world, &mut fast);
         let expected = oracle::evaluate(&ruleset, FORWARD, &mut of_slow, &mut slow_world, &mut memory, &mut slow);
+        let mut steps = Vec::new();
+        let explained = explainer.explain(&ruleset, FORWARD, &mut of_told, &mut told_world, &mut steps);
+        count_steps(&ruleset, &steps, packet.l3_len, &mut told);
         let lines = |world: &Told| world.logs.iter().map(|record| log_line(record, &PORTS)).collect::<Vec<_>>();
         let (fast_logs, slow_logs) = (lines(&fast_world), lines(&slow_world));
+        prop_assert_eq!(lines(&told_world), fast_logs.clone());
+        prop_assert_eq!(decision, explained, "{}\n{:?}\n{:#?}", text, case, steps);
+        prop_assert_eq!(&fast, &told, "{}\n{:?}\n{:#?}", text, case, steps);
         prop_assert_eq!(decision, expected, "{}\n{:?}\n{:?}", text, case, packet);
         prop_assert_eq!(fast_logs, slow_logs);
+        prop_assert_eq!(&fast_world.steps, &slow_world.steps, "{}\n{:?}", text, case);
+        let hotdrop = decision == Decision::Drop(DropReason::RuleHotdrop);
+        prop_assert!(hotdrop || fast_world.steps.is_empty() != of_fast.traced, "{}\n{:?}", text, case);
         prop_assert_eq!(&fast, &slow, "{}\n{:?}", text, case);
     }
     Ok(())

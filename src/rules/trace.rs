@@ -105,6 +105,16 @@ impl Trace {
         self.flags
     }
 
+    /// The numbers of the rules that matched, in order; of a very long way the first of them.
+    pub fn rules(&self) -> &[u32] {
+        &self.rules[..usize::from(self.len)]
+    }
+
+    /// Whether the policy of this built-in chain decided.
+    pub fn has_policy(&self, chain: ChainIndex) -> bool {
+        self.policies & 1 << chain != 0
+    }
+
     /// Adds `uses` of this trace to every rule on it.
     ///
     /// # Panics

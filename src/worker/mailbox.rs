@@ -16,8 +16,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use rtrb::{Consumer, Producer, RingBuffer};
 use tokio::sync::mpsc;
 
-use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Statistics, Tuple};
-use crate::datapath::{Counters, Effects, Ledger, Resolve, Shard};
+use crate::conntrack::{ConnCopy, ConnFilter, ConnView, Event, Settings, Statistics, Tuple};
+use crate::datapath::{Counters, Effects, Ledger, Resolve, Shard, Witness};
 use crate::device::{PortId, QueueStatistics};
 use crate::rules::{LogRecord, RuleCounters};
 use crate::time::Instant;
@@ -121,8 +121,12 @@ pub enum Request {
     Walk(Box<Walk>),
     /// One connection, by a tuple of it.
     Get(Tuple),
+    /// All that is known of one connection, by a tuple of it.
+    Copy(Tuple),
     /// Events go into this ring from now on; into none.
     Listen(Option<Producer<Event>>),
+    /// This one goes with packets from now on; none does.
+    Witness(Option<Box<dyn Witness>>),
     /// Put these settings in force.
     Settings(Box<Settings>),
     /// Delete these connections.
@@ -144,8 +148,12 @@ pub enum Reply {
     Walk(Box<Walk>),
     /// To [`Request::Get`].
     Get(Option<ConnView>),
+    /// To [`Request::Copy`].
+    Copy(Option<Box<ConnCopy>>),
     /// To [`Request::Listen`]: done, and the ring that was in use until now.
     Listening(Option<Producer<Event>>),
+    /// To [`Request::Witness`]: done, and who did so until now.
+    Witness(Option<Box<dyn Witness>>),
     /// To [`Request::Settings`]: done, or why not.
     Settings(Result<(), String>),
     /// To [`Request::End`].
@@ -396,6 +404,8 @@ impl Mailbox {
                     None
                 }
                 Request::Get(tuple) => Some(Reply::Get(shard.conntrack.get(&tuple, now))),
+                Request::Copy(tuple) => Some(Reply::Copy(shard.conntrack.copy(&tuple, now).map(Box::new))),
+                Request::Witness(witness) => Some(Reply::Witness(shard.set_witness(witness))),
                 Request::Listen(ring) => {
                     shard.conntrack.listen(ring.is_some());
                     Some(Reply::Listening(std::mem::replace(&mut self.events, ring)))

@@ -7,12 +7,15 @@
 //! takes it as an argument, so the simulator runs the same loop in virtual time.
 
 mod mailbox;
+mod tracer;
 
 use mailbox::Turns;
 pub use mailbox::{
     EVENT_RING, Ending, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE, TableCounts, Walk,
     WorkerStats, mailbox,
 };
+
+pub use tracer::{ChainRecord, Losses, Side, TraceFilter, TraceRecord, Tracer};
 
 use std::fmt;
 use std::io;

@@ -9,10 +9,12 @@ use std::sync::mpsc;
 use tokio::sync::broadcast;
 use xrouter::conntrack::{ConnView, Conntrack, Tuple};
 use xrouter::control::api::{Backend, BackendError, ControlSocket, Told};
+use xrouter::control::explain::{Explanation, Question};
 use xrouter::control::reload::{Refused, ReloadReport, Wish};
 use xrouter::control::stats::{ConntrackReport, Drops, SCHEMA, StatsReport, WorkerReport};
 use xrouter::control::sysctl;
 use xrouter::rules::SetSummary;
+use xrouter::control::trace::{TraceNews, TraceStep};
 use xrouter::time::Instant;
 use xrouter::verdict::{DropCounters, DropReason};
 use xrouter::wire::Family;
@@ -139,6 +141,14 @@ impl Backend for OneTable {
 
     async fn sets_text(&self) -> Result<String, BackendError> {
         Ok("create blocked hash:net family inet hashsize 1024 maxelem 65536\n".to_owned())
+    }
+
+    async fn explain(&self, _: &Question) -> Result<Explanation, BackendError> {
+        Err(BackendError("this daemon of a test has no rules".to_owned()))
+    }
+
+    async fn trace(&self, _: TraceStep) -> Result<TraceNews, BackendError> {
+        Err(BackendError("nothing to trace here".to_owned()))
     }
 
     async fn rules_text(&self, _: Family) -> Result<String, BackendError> {

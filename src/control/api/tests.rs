@@ -1,3 +1,4 @@
+use super::super::explain::{Explanation, Question};
 use super::super::stats;
 use super::*;
 use crate::conntrack::TupleView;
@@ -91,6 +92,14 @@ impl Backend for Fake {
 
     async fn sets_text(&self) -> Result<String, BackendError> {
         Ok(String::new())
+    }
+
+    async fn explain(&self, _: &Question) -> Result<Explanation, BackendError> {
+        Err(BackendError("not here".to_owned()))
+    }
+
+    async fn trace(&self, _: TraceStep) -> Result<TraceNews, BackendError> {
+        Err(BackendError("nothing to trace here".to_owned()))
     }
 
     async fn rules_text(&self, family: Family) -> Result<String, BackendError> {

@@ -189,13 +189,52 @@ fn router(text: &str, version: Version, liberal: bool) -> Bench {
 }
 
 fn compare(version: Version, text: &str, flows: &[Shape], steps: &[Step], liberal: bool) -> Result<(), TestCaseError> {
-    let (mut short, mut long) = (router(text, version, liberal), router(text, version, liberal));
+    let [mut short, mut long, mut watched] = [(); 3].map(|()| router(text, version, liberal));
     long.shard.turn_shortcuts_off();
+    watched.shard.set_witness(Some(Box::new(Sometimes::default())));
     for step in steps {
         let (with, without) = (short.step(step, flows, text, version), long.step(step, flows, text, version));
+        let seen = watched.step(step, flows, text, version);
+        prop_assert_eq!(&seen, &without, "watched, after {:?} under\n{}", step, text);
         prop_assert_eq!(with, without, "after {:?} under\n{}", step, text);
     }
     Ok(())
+}
+
+/// Goes with two packets of three, and hears that all happens in order.
+#[derive(Debug, Default)]
+struct Sometimes {
+    asked: u32,
+    chains: Option<u32>,
+}
+
+impl Witness for Sometimes {
+    fn wants(&mut self, _: &Packet, _: Instant) -> bool {
+        self.asked += 1;
+        !self.asked.is_multiple_of(3)
+    }
+
+    fn begin(&mut self, _: &Packet, _: Instant) {
+        assert!(self.chains.replace(0).is_none(), "the packet before has ended");
+    }
+
+    fn route(&mut self, _: &Packet, _: Route) {
+        assert_eq!(self.chains, Some(0));
+    }
+
+    fn tracked(&mut self, _: &mut Tracked, _: &crate::conntrack::Conntrack, _: Instant) {
+        assert!(self.chains.is_some());
+    }
+
+    fn chain(&mut self, meeting: Meeting<'_, '_>) -> Decision {
+        self.chains = self.chains.map(|chains| chains + 1);
+        let Meeting { vector, chain, context, world, counters, .. } = meeting;
+        vector.trace(chain, context, world, counters, &mut Trace::default())
+    }
+
+    fn exit(&mut self, _: &Packet, _: &Exit) {
+        assert!(self.chains.take().is_some(), "it has begun");
+    }
 }
 
 fn scene(version: Version) -> impl Strategy<Value = (String, Vec<Shape>, Vec<Step>, bool)> {

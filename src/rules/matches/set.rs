@@ -32,6 +32,11 @@ const UPDATE_SUBCOUNTERS: u8 = 3;
 const COUNTERS: u8 = 4;
 
 impl SetMatch {
+    /// The same question, asked so that it leaves no trace in the set.
+    pub(in crate::rules) fn only_looking(&self) -> SetMatch {
+        SetMatch { leaves_counters: true, leaves_subcounters: true, ..self.clone() }
+    }
+
     /// The set it names.
     pub(in crate::rules) fn sets(&self) -> impl Iterator<Item = &SetRef> {
         self.set.iter()

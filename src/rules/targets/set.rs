@@ -35,6 +35,11 @@ const MAP_PRIO: u8 = 6;
 const MAP_QUEUE: u8 = 7;
 
 impl SetTarget {
+    /// What is left of it when no set may change.
+    pub(in crate::rules) fn only_looking(&self) -> SetTarget {
+        SetTarget { add: None, delete: None, ..self.clone() }
+    }
+
     /// The sets it names, each with whether it adds to it or deletes from it.
     pub(in crate::rules) fn sets(&self) -> impl Iterator<Item = (&SetRef, bool)> {
         let changed = self.add.iter().chain(&self.delete).map(|set| (set, true));

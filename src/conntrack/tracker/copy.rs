@@ -1,0 +1,61 @@
+//! A connection taken along to another tracker: [`ConnCopy`], so that what a packet would do to it can be tried without
+//! touching it.
+
+use super::Conntrack;
+use crate::conntrack::conn::{Conn, END, Prepared, UNLINKED};
+use crate::conntrack::list::{ConnView, Counter};
+use crate::conntrack::tuple::{Direction, Tuple};
+use crate::time::Instant;
+
+/// All that a tracker knows of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnCopy {
+    record: Prepared,
+    counters: Option<[Counter; 2]>,
+    start: Option<Instant>,
+    /// As a listing shows it.
+    pub view: ConnView,
+}
+
+impl Conntrack {
+    /// The live connection that has this tuple, in either direction. Nothing changes.
+    pub fn copy(&self, tuple: &Tuple, now: Instant) -> Option<ConnCopy> {
+        let (id, _) = self.find(tuple, self.hash(tuple))?;
+        let conn = self.table.get(id);
+        if !conn.is_confirmed() || conn.is_expired(now) {
+            return None;
+        }
+        let original = self.table.tuple(id, Direction::Original);
+        let record = Prepared {
+            addresses: [original.src, original.dst],
+            conn: Conn { shortcut: [0; 2], link: UNLINKED, nat: END, ..*conn },
+            tcp: self.table.tcp(id),
+        };
+        Some(ConnCopy {
+            record,
+            counters: self.counters.get(id.index()).copied(),
+            start: self.starts.get(id.index()).copied(),
+            view: self.view(id, conn, now),
+        })
+    }
+
+    /// Adds a connection as another tracker had it. Does nothing when there is no room, or its tuple is taken.
+    pub fn put_copy(&mut self, copy: &ConnCopy, now: Instant) {
+        let tuples = [Direction::Original, Direction::Reply].map(|direction| copy.record.tuple(direction));
+        let taken = tuples.iter().any(|tuple| self.find(tuple, self.hash(tuple)).is_some());
+        if taken || self.len() >= self.capacity() {
+            return;
+        }
+        let Ok(id) = self.table.insert(&copy.record) else { return };
+        if let (Some(place), Some(counters)) = (self.counters.get_mut(id.index()), copy.counters) {
+            *place = counters;
+        }
+        if let (Some(place), Some(start)) = (self.starts.get_mut(id.index()), copy.start) {
+            *place = start;
+        }
+        let record = self.table.get_mut(id);
+        if record.link == UNLINKED {
+            self.wheel.hang(record, id, now);
+        }
+    }
+}
