@@ -143,6 +143,12 @@ impl<const N: usize> Blocks<N> {
         self.in_use
     }
 
+    /// Whether they are more than the nearer caches hold (half a megabyte), so that asking ahead for them is worth it.
+    #[inline(always)]
+    pub(super) fn are_many(&self) -> bool {
+        self.blocks.len() > (512 << 10) / size_of::<Block<N>>()
+    }
+
     /// Blocks that were taken once and are of no use now.
     pub(super) fn unused(&self) -> usize {
         self.blocks.len() - self.in_use

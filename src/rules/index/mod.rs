@@ -205,6 +205,12 @@ impl Branch {
         (self.0 & !Self::IS_NODE) as usize
     }
 
+    /// A leaf's blocks but the first. Of a leaf with one block it is nonsense.
+    #[inline(always)]
+    fn without_first(self) -> Branch {
+        Branch(self.0.wrapping_add(1).wrapping_sub(1 << Self::LEN_SHIFT))
+    }
+
     /// The blocks of a leaf.
     #[inline(always)]
     fn blocks(self) -> core::ops::Range<usize> {

@@ -159,15 +159,12 @@ impl<const N: usize> Index<N> {
         let mut queues = Queues {
             nodes: [Item::NONE; WAITING],
             leaves: [Item::NONE; WAITING],
-            rests: [(Item::NONE, NONE); WAITING],
+            rests: [(Item::NONE, 0); WAITING],
             node_count: 0,
             leaf_count: 0,
             rest_count: 0,
         };
-        for (at, key) in keys.iter().enumerate() {
-            dims[at] = key.dims();
-            queues.push(Item { branch: self.root, key: at as u32 }, true);
-        }
+        self.enter(lanes, keys, &mut dims, &mut queues);
         while queues.node_count + queues.leaf_count > 0 {
             while queues.node_count > 0 {
                 if queues.rest_count + queues.node_count > WAITING {
@@ -176,7 +173,9 @@ impl<const N: usize> Index<N> {
                 }
                 self.step_all(lanes, &dims, &mut queues, &best);
             }
-            self.prefetch_leaves(&queues);
+            if self.blocks.are_many() {
+                self.prefetch_leaves(&queues);
+            }
             while queues.leaf_count > 0 {
                 self.look_all(lanes, keys, &mut queues, &mut best);
             }
@@ -187,6 +186,25 @@ impl<const N: usize> Index<N> {
             self.prefetch_nodes(&queues);
         }
         found[..keys.len()].copy_from_slice(&best[..keys.len()]);
+    }
+
+    /// All keys start at the root.
+    #[inline(always)]
+    fn enter<L: Lanes>(&self, lanes: L, keys: &[Key<N>], dims: &mut [[u32; DIMS_MAX]; BATCH], queues: &mut Queues) {
+        let node = match self.root.is_node() {
+            true => &self.nodes[self.root.index()],
+            // Cuts nothing.
+            false => &Node::new(0, &[]),
+        };
+        let root = if self.root.is_node() { None } else { Some(self.root) };
+        for (at, (key, dims)) in keys.iter().zip(dims).enumerate() {
+            *dims = key.dims();
+            let branch = root.unwrap_or_else(|| self.step(lanes, node, dims));
+            queues.push(Item { branch, key: at as u32 }, true);
+            queues.rests[at] = (Item { branch: node.branches[REST], key: at as u32 }, node.cuts[15]);
+        }
+        queues.rest_count = if node.cuts[15] == NONE { 0 } else { keys.len() };
+        self.prefetch_nodes(queues);
     }
 
     /// Each item that is at a node goes one further.
@@ -216,9 +234,9 @@ impl<const N: usize> Index<N> {
             let position = positions[hits.trailing_zeros() as usize % 16];
             let position = if hits == 0 { NONE } else { position };
             best[key] = best[key].min(position);
-            let next = Branch::leaf(run.start as u32 + 1, run.len() - 1);
-            queues.leaves[queues.leaf_count % WAITING] = Item { branch: next, ..item };
-            queues.leaf_count += usize::from((hits == 0) & (run.len() > 1) & (positions[15] < best[key]));
+            let more = run.len() > 1;
+            queues.leaves[queues.leaf_count % WAITING] = Item { branch: item.branch.without_first(), ..item };
+            queues.leaf_count += usize::from((hits == 0) & more & (positions[15] < best[key]));
         }
     }
 
