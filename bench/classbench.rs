@@ -225,15 +225,17 @@ fn text(words: &[u32]) -> String {
     }
 }
 
+/// An address of a rule as prefix.
+pub fn prefix<const N: usize>(rule: &Bounds<N>, half: std::ops::Range<usize>) -> String {
+    let len: u32 = rule.masks[half.clone()].iter().map(|mask| mask.leading_ones()).sum();
+    format!("{}/{len}", text(&rule.values[half]))
+}
+
 /// The rules in ClassBench's format, as `dpdk-test-acl` reads it.
 pub fn rules_file<const N: usize>(rules: &[Bounds<N>]) -> String {
     let mut file = String::new();
     for rule in rules {
-        let net = |half: core::ops::Range<usize>| {
-            let len: u32 = rule.masks[half.clone()].iter().map(|mask| mask.leading_ones()).sum();
-            format!("{}/{len}", text(&rule.values[half]))
-        };
-        let (src, dst) = (net(0..N / 2), net(N / 2..N));
+        let (src, dst) = (prefix(rule, 0..N / 2), prefix(rule, N / 2..N));
         let ((s1, s2), (d1, d2)) = (rule.sport, rule.dport);
         let proto = rule.proto.map_or("0x00/0x00".to_owned(), |proto| format!("0x{proto:02x}/0xff"));
         writeln!(file, "@{src}\t{dst}\t{s1} : {s2}\t{d1} : {d2}\t{proto}").expect("a String takes all");

@@ -1,6 +1,9 @@
 //! The rule index alone, in memory: nanoseconds from a packet's key to the first rule whose bounds hold, beside a plain
 //! walk; time to build, bytes, changes per second.
 //!
+//! The last column is the whole evaluation: the same rules as `iptables-restore` text, loaded, compiled, and asked what becomes of
+//! each header as the first packet of a new connection.
+//!
 //! `cargo bench --bench rules` for all sets, or name some: `cargo bench --bench rules -- acl4-10000 fw6-1000`; a name that ends
 //! in `-shuffled` has its rules in random order. `--write FOLDER` writes the sets and their headers as files for
 //! `dpdk-test-acl`, `--answers FOLDER` writes the positions found in the form that program prints, `--passes N` times so many passes over
@@ -15,7 +18,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant as Clock};
 
 use classbench::{Random, Set};
+use xrouter::conntrack::{CtInfo, CtStatus, Template};
+use xrouter::device::PortId;
+use xrouter::packet::Packet;
 use xrouter::rules::index::{Bounds, Index, Key, NONE};
+use xrouter::rules::{Context, FORWARD, Hook, RuleVector, Told, load};
+use xrouter::time::Instant;
+use xrouter::wire::{Addr, Family};
 
 const HEADERS: usize = 65_536;
 /// Keys per call, as many packets as a batch of the datapath has.
@@ -73,6 +82,72 @@ fn changes<const N: usize>(index: &Index<N>, set: &Set<N>) -> f64 {
     f64::from(CHANGES) / start.elapsed().as_secs_f64()
 }
 
+/// The set as rules of a chain that accepts what matches.
+fn text<const N: usize>(rules: &[Bounds<N>]) -> String {
+    let mut text = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n".to_owned();
+    for rule in rules {
+        let [src, dst] = [0..N / 2, N / 2..N].map(|half| classbench::prefix(rule, half));
+        text += &format!("-A FORWARD -s {src} -d {dst}");
+        if let Some(number) = rule.proto {
+            text += &format!(" -p {number}");
+        }
+        if let Some(proto) = rule.proto.filter(|proto| [6, 17].contains(proto)) {
+            let ((s1, s2), (d1, d2)) = (rule.sport, rule.dport);
+            let name = if proto == 6 { "tcp" } else { "udp" };
+            text += &format!(" -m {name} --sport {s1}:{s2} --dport {d1}:{d2}");
+        }
+        text += " -j ACCEPT\n";
+    }
+    text + "COMMIT\n"
+}
+
+/// The packet of a header; for all of it that rules of these sets ask.
+fn packet<const N: usize>(key: &Key<N>, blank: &Packet) -> Packet {
+    let bits = |half: &[u32]| half.iter().fold(0u128, |bits, &word| bits << 32 | u128::from(word));
+    let [src, dst] = [&key.words[..N / 2], &key.words[N / 2..]].map(|half| match N {
+        2 => Addr::from_v4(half[0]),
+        _ => Addr::from_v6(bits(half)),
+    });
+    let family = if N == 2 { Family::V4 } else { Family::V6 };
+    Packet { family, src, dst, sport: key.sport, dport: key.dport, proto: key.proto, l4_len: 20, ..*blank }
+}
+
+/// Nanoseconds for the whole evaluation of a packet of a new connection, and milliseconds to compile the rules.
+fn evaluate<const N: usize>(set: &Set<N>) -> (f64, f64) {
+    let family = if N == 2 { Family::V4 } else { Family::V6 };
+    let ruleset = load("bench", &text(&set.rules), family, &["lan0", "wan0"]).expect("good rules");
+    let compile = measure(1, || drop(black_box(RuleVector::compile(&ruleset)))) / 1e6;
+    let vector = RuleVector::compile(&ruleset);
+    let mut counters = vector.counters();
+    let mut world = Told::default();
+    let mut frame = vec![0; 64];
+    frame[12..34].copy_from_slice(&[8, 0, 0x45, 0, 0, 32, 0, 1, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    xrouter::wire::ipv4::set_checksum(&mut frame[14..34]);
+    frame[34..42].copy_from_slice(&[4, 0, 0, 53, 0, 12, 0, 0]);
+    let blank = Packet::parse(&frame, PortId::LAN, false).expect("a good packet");
+    let mut packets: Vec<Packet> = set.headers.iter().map(|key| packet(key, &blank)).collect();
+    let ns = measure(packets.len(), || {
+        for packet in &mut packets {
+            let mut context = Context {
+                packet,
+                frame: &mut frame,
+                hook: Hook::Forward,
+                in_port: PortId::LAN,
+                out_port: Some(PortId::WAN),
+                out_mtu: 1500,
+                info: CtInfo::New,
+                status: CtStatus::default(),
+                mark: 0,
+                template: Template::DEFAULT,
+                traced: false,
+                now: Instant::default(),
+            };
+            black_box(vector.evaluate(FORWARD, &mut context, &mut world, &mut counters));
+        }
+    });
+    (ns, compile)
+}
+
 fn run<const N: usize>(name: &str, set: &Set<N>) {
     let build = measure(1, || drop(black_box(Index::build(&set.rules)))) / 1e6;
     let index = Index::build(&set.rules);
@@ -88,12 +163,13 @@ fn run<const N: usize>(name: &str, set: &Set<N>) {
         black_box(some.iter().map(|key| u64::from(walk(&set.rules, key))).sum::<u64>());
     });
     let (nodes, blocks, depth) = index.shape();
+    let (whole, compile) = evaluate(set);
     let start = Clock::now();
     let copy = black_box(index.clone());
     let copying = start.elapsed();
     drop(copy);
     println!(
-        "{name:<18} {batch:>7.1} {single:>7.1} {plain:>9.1} {build:>8.2} {:>7.0} {:>7.0} {:>6} {nodes:>6} {blocks:>6} {depth:>3}",
+        "{name:<18} {batch:>7.1} {single:>7.1} {plain:>9.1} {build:>8.2} {:>7.0} {:>7.0} {:>6} {nodes:>6} {blocks:>6} {depth:>3} {whole:>8.1} {compile:>8.1}",
         changes(&index, set) / 1e3,
         index.bytes() as f64 / set.rules.len() as f64,
         Duration::as_micros(&copying),
@@ -175,8 +251,20 @@ fn main() {
     let wanted = Wanted::read();
     if wanted.write.is_none() && wanted.answers.is_none() && wanted.passes.is_none() {
         println!(
-            "{:<18} {:>7} {:>7} {:>9} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6} {:>3}",
-            "set", "batch", "one", "walk ns", "build ms", "kchg/s", "B/rule", "copy us", "nodes", "blocks", "dep"
+            "{:<18} {:>7} {:>7} {:>9} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6} {:>3} {:>8} {:>8}",
+            "set",
+            "batch",
+            "one",
+            "walk ns",
+            "build ms",
+            "kchg/s",
+            "B/rule",
+            "copy us",
+            "nodes",
+            "blocks",
+            "dep",
+            "rules ns",
+            "comp. ms"
         );
     }
     for name in &wanted.names {
