@@ -4,6 +4,7 @@
 //! As there, addresses come from nested networks that rules share, rules are in order of scope (those that ask for more
 //! first, so that none hides another), and each header is inside a rule drawn at random. Seeds are of this file, not
 //! ClassBench's filter sets: shares of wildcards, prefix lengths and port classes are those its authors give, roughly.
+#![allow(unreachable_pub)]
 
 use std::collections::HashSet;
 use std::fmt::Write;

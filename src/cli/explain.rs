@@ -124,7 +124,8 @@ fn ask_daemon(args: &ExplainArgs, question: &Question) -> Result<Explanation, Fa
 fn ask_files(files: &FileArgs, question: &Question, sketch: &Sketch) -> Result<Explanation, Failure> {
     let config = configuration(files)?;
     let styled = super::rules::colours();
-    let rulesets = sources::rulesets(&config, styled)?;
+    let sets = super::rules::read_sets(config.sets.as_deref())?;
+    let rulesets = sources::rulesets(&config, &sets, styled)?;
     for warnings in rulesets.iter().map(|ruleset| ruleset.warnings()).filter(|warnings| !warnings.is_empty()) {
         super::complain(&sources::shown(warnings, styled));
     }
