@@ -6,9 +6,9 @@
 //!
 //! `cargo bench --bench rules` for all sets, or name some: `cargo bench --bench rules -- acl4-10000 fw6-1000`; a name that ends
 //! in `-shuffled` has its rules in random order. `--write FOLDER` writes the sets and their headers as files for
-//! `dpdk-test-acl`, `--answers FOLDER` writes the positions found in the form that program prints, `--passes N` times so many passes over
-//! all headers in one go: for `scripts/bench-acl`. Lookups are in batches of 64 keys, 65,536 different ones in turn; each figure
-//! is the best of the rounds.
+//! `dpdk-test-acl`, `--answers FOLDER` writes the positions found in the form that program prints, and `--passes N` times so many
+//! passes over all headers in one go: for `scripts/bench-acl`. Lookups are in batches of 64 keys, 65,536 different ones in
+//! turn; each figure is the best of the rounds.
 #![allow(missing_docs, clippy::print_stdout)]
 
 mod classbench;
@@ -169,7 +169,8 @@ fn run<const N: usize>(name: &str, set: &Set<N>) {
     let copying = start.elapsed();
     drop(copy);
     println!(
-        "{name:<18} {batch:>7.1} {single:>7.1} {plain:>9.1} {build:>8.2} {:>7.0} {:>7.0} {:>6} {nodes:>6} {blocks:>6} {depth:>3} {whole:>8.1} {compile:>8.1}",
+        "{name:<18} {batch:>7.1} {single:>7.1} {plain:>9.1} {build:>8.2} {:>7.0} {:>7.0} {:>6} {nodes:>6} {blocks:>6} \
+         {depth:>3} {whole:>8.1} {compile:>8.1}",
         changes(&index, set) / 1e3,
         index.bytes() as f64 / set.rules.len() as f64,
         Duration::as_micros(&copying),
