@@ -13,17 +13,17 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use xrouter::rules::index::{Bounds, Key};
 
 /// Random numbers that come again (xorshift64*).
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         (self.next() >> 20) % limit
     }
 
@@ -92,9 +92,9 @@ const SERVICES: [u16; 24] = [
 ];
 
 /// A set: its name ("acl", "fw", "ipc"), family and size say all.
-pub struct Set<const N: usize> {
-    pub rules: Vec<Bounds<N>>,
-    pub headers: Vec<Key<N>>,
+pub(crate) struct Set<const N: usize> {
+    pub(crate) rules: Vec<Bounds<N>>,
+    pub(crate) headers: Vec<Key<N>>,
 }
 
 /// What IPv4's prefix lengths stand for in IPv6.
@@ -195,7 +195,7 @@ fn header<const N: usize>(bounds: &Bounds<N>, random: &mut Random) -> Key<N> {
 }
 
 /// The set of a flavour with so many rules. `shuffled`: not in order of scope.
-pub fn set<const N: usize>(flavour: &str, count: usize, headers: usize, shuffled: bool) -> Set<N> {
+pub(crate) fn set<const N: usize>(flavour: &str, count: usize, headers: usize, shuffled: bool) -> Set<N> {
     let (flavour, seed) = match flavour {
         "acl" => (ACL, 1),
         "fw" => (FW, 2),
@@ -227,13 +227,13 @@ fn text(words: &[u32]) -> String {
 }
 
 /// An address of a rule as prefix.
-pub fn prefix<const N: usize>(rule: &Bounds<N>, half: std::ops::Range<usize>) -> String {
+pub(crate) fn prefix<const N: usize>(rule: &Bounds<N>, half: std::ops::Range<usize>) -> String {
     let len: u32 = rule.masks[half.clone()].iter().map(|mask| mask.leading_ones()).sum();
     format!("{}/{len}", text(&rule.values[half]))
 }
 
 /// The rules in ClassBench's format, as `dpdk-test-acl` reads it.
-pub fn rules_file<const N: usize>(rules: &[Bounds<N>]) -> String {
+pub(crate) fn rules_file<const N: usize>(rules: &[Bounds<N>]) -> String {
     let mut file = String::new();
     for rule in rules {
         let (src, dst) = (prefix(rule, 0..N / 2), prefix(rule, N / 2..N));
@@ -245,7 +245,7 @@ pub fn rules_file<const N: usize>(rules: &[Bounds<N>]) -> String {
 }
 
 /// The headers in the format of the same program: numbers for IPv4, addresses for IPv6.
-pub fn headers_file<const N: usize>(headers: &[Key<N>]) -> String {
+pub(crate) fn headers_file<const N: usize>(headers: &[Key<N>]) -> String {
     let mut file = String::new();
     for key in headers {
         let address = |words: &[u32]| if N == 2 { words[0].to_string() } else { text(words) };

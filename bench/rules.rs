@@ -1,7 +1,7 @@
 //! The rule index alone, in memory: nanoseconds from a packet's key to the first rule whose bounds hold, beside a plain
 //! walk; time to build, bytes, changes per second.
 //!
-//! The last column is the whole evaluation: the same rules as `iptables-restore` text, loaded, compiled, and asked what becomes of
+//! The last columns are the whole evaluation, and compiling for it: the same rules as `iptables-restore` text, loaded, compiled, and asked what becomes of
 //! each header as the first packet of a new connection.
 //!
 //! `cargo bench --bench rules` for all sets, or name some: `cargo bench --bench rules -- acl4-10000 fw6-1000`; a name that ends
