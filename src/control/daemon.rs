@@ -210,7 +210,7 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
         tracing::info!("{line}");
     }
 
-    let mut registry = Registry::default();
+    let mut registry = Registry::new(startup::secret()?);
     let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, config.track, &mut registry)));
     if let Some(told) = reload::untracked(&policy.load()) {
         tracing::info!("{told}");
