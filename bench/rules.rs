@@ -1,8 +1,8 @@
 //! The rule index alone, in memory: nanoseconds from a packet's key to the first rule whose bounds hold, beside a plain
 //! walk; time to build, bytes, changes per second.
 //!
-//! The last columns are the whole evaluation, and compiling for it: the same rules as `iptables-restore` text, loaded, compiled, and asked what becomes of
-//! each header as the first packet of a new connection.
+//! The last columns are the whole evaluation, and compiling for it: the same rules as `iptables-restore` text, loaded, compiled,
+//! and asked what becomes of each header as the first packet of a new connection.
 //!
 //! `cargo bench --bench rules` for all sets, or name some: `cargo bench --bench rules -- acl4-10000 fw6-1000`; a name that ends
 //! in `-shuffled` has its rules in random order. `--write FOLDER` writes the sets and their headers as files for
