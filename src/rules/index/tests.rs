@@ -175,7 +175,7 @@ fn rules_that_nothing_tells_apart_are_all_found() {
     for at in (0..9039).rev().step_by(50) {
         index.remove(at);
     }
-    assert_eq!(index.next(&to_port(7), 8857), Some(8858));
+    assert_eq!(index.next(&to_port(7), 8858), Some(8858));
     assert_eq!(index.next(&to_port(8), 8857), Some(8857));
     assert_eq!(index.next(&to_port(8), 8858), None);
 }
