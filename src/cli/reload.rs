@@ -16,7 +16,8 @@ use crate::control::startup::Failure;
   xrouter reload --established keep
   xrouter reload --sets
 
-The router reads the files again that it was started with: --config, and the files of rules and sets that it or the command line names.
+The router reads the files again that it was started with: --config, and the files of rules and sets that it or the
+command line names.
 The new rules come into force between two packets, or not at all: a file that is wrong changes nothing, and every wrong
 line is shown. No packet is lost. Counters and limits of rules that are unchanged go on.
 

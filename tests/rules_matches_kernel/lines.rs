@@ -34,7 +34,8 @@ pub(crate) const SAME: &[&str] = &[
     r#"-m recent --set --name .x"#,
     r#"-m hashlimit --hashlimit-upto 5/sec --hashlimit-name a"#,
     r#"-m hashlimit --hashlimit-upto 5/sec --hashlimit-burst 3 --hashlimit-mode srcip --hashlimit-name a"#,
-    r#"-m hashlimit --hashlimit 10/min --hashlimit-mode dstport,srcip,dstip,srcport --hashlimit-name b --hashlimit-htable-size 100 --hashlimit-htable-max 200 --hashlimit-htable-gcinterval 500 --hashlimit-htable-expire 5000 --hashlimit-srcmask 24 --hashlimit-dstmask 16"#,
+    "-m hashlimit --hashlimit 10/min --hashlimit-mode dstport,srcip,dstip,srcport --hashlimit-name b --hashlimit-htable-size 100 \
+     --hashlimit-htable-max 200 --hashlimit-htable-gcinterval 500 --hashlimit-htable-expire 5000 --hashlimit-srcmask 24 --hashlimit-dstmask 16",
     r#"-m hashlimit --hashlimit-above 100kb/s --hashlimit-mode srcip --hashlimit-name c"#,
     r#"-m hashlimit --hashlimit-above 512kb/s --hashlimit-burst 1mb --hashlimit-mode srcip --hashlimit-name d"#,
     r#"-m hashlimit --hashlimit-upto 1mb/s --hashlimit-burst 2mb --hashlimit-name e"#,
