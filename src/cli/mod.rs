@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::control::config::{self, CpuList, InterfaceName, Layer, Mode, Placed, Poll, Track, Workers};
+use crate::control::config::{self, CpuList, HostChains, InterfaceName, Layer, Mode, Placed, Poll, Track, Workers};
 use crate::control::startup::Failure;
 
 mod capture;
@@ -94,6 +94,13 @@ struct RunArgs {
     /// Sets that the rules name (-m set, -j SET), as `ipset save` writes them
     #[arg(long, value_name = "FILE")]
     sets: Option<PathBuf>,
+    /// What becomes of the files' rules for the host itself (INPUT, OUTPUT): report (they are told of), or apply (the kernel
+    /// gets them, by iptables-restore and ip6tables-restore) [default: report]
+    #[arg(long, value_name = "HOW")]
+    host_chains: Option<HostChains>,
+    /// Where copies of packets go that meet an NFLOG rule: a pcapng file, made anew, or a Unix socket that somebody listens on
+    #[arg(long, value_name = "PATH")]
+    nflog: Option<PathBuf>,
     /// When connections are tracked: wanted (a rule of that IP version needs them, as on Linux) or always [default: wanted]
     #[arg(long, value_name = "WHEN")]
     track: Option<Track>,
@@ -134,6 +141,8 @@ impl RunArgs {
             rules: self.rules.map(|path| Placed::option("--rules", path)),
             rules6: self.rules6.map(|path| Placed::option("--rules6", path)),
             sets: self.sets.map(|path| Placed::option("--sets", path)),
+            host_chains: self.host_chains.map(|how| Placed::option("--host-chains", how)),
+            nflog: self.nflog.map(|path| Placed::option("--nflog", path)),
             track: self.track.map(|when| Placed::option("--track", when)),
             mode: self.mode.map(|mode| Placed::option("--mode", mode)),
             workers: workers.or(cores),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::RunArgs;
-use crate::control::daemon;
 use crate::control::sources::{self, Sources};
 use crate::control::startup::{self, Failure};
+use crate::control::{daemon, host};
 use crate::rules::SetTable;
 use crate::time::Instant;
 
@@ -22,7 +22,11 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
     for warnings in rulesets.iter().map(|ruleset| ruleset.warnings()).filter(|warnings| !warnings.is_empty()) {
         super::complain(&sources::shown(warnings, styled));
     }
+    if let Some(lack) = sources::lacking(&config, [&rulesets[0], &rulesets[1]]) {
+        super::complain(&format!("warning: {lack}"));
+    }
     startup::check_kernel()?;
     startup::check_privileges()?;
+    host::apply(&config, [&rulesets[0], &rulesets[1]])?;
     daemon::run(sources, &config, rulesets)
 }

@@ -569,6 +569,7 @@ fn worker_report(stats: &WorkerStats, core: u32, routing: &Routing) -> WorkerRep
         waiting: stats.waiting as u64,
         replies: counters.replies,
         log_lost: stats.logs_lost,
+        nflog_lost: stats.copies_lost,
         drops: Drops::from(&counters.drops),
         conntrack: ConntrackReport {
             entries: stats.entries as u64,

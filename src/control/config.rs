@@ -142,6 +142,41 @@ impl FromStr for Track {
     }
 }
 
+/// What becomes of the rules that belong to the host itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum HostChains {
+    /// They are told of.
+    #[default]
+    Report,
+    /// The kernel gets them.
+    Apply,
+}
+
+impl HostChains {
+    /// The word for it on the command line and in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            HostChains::Report => "report",
+            HostChains::Apply => "apply",
+        }
+    }
+}
+
+impl fmt::Display for HostChains {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for HostChains {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<HostChains, String> {
+        let all = [HostChains::Report, HostChains::Apply];
+        all.into_iter().find(|it| it.name() == text).ok_or_else(|| "allowed: report, apply".to_owned())
+    }
+}
+
 /// A network interface's name, as Linux allows it (`dev_valid_name` in net/core/dev.c).
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct InterfaceName(String);
@@ -351,6 +386,10 @@ pub struct Layer {
     pub rules6: Option<Placed<PathBuf>>,
     /// `sets`.
     pub sets: Option<Placed<PathBuf>>,
+    /// `host_chains`.
+    pub host_chains: Option<Placed<HostChains>>,
+    /// `nflog`.
+    pub nflog: Option<Placed<PathBuf>>,
     /// `track`.
     pub track: Option<Placed<Track>>,
     /// `mode`.
@@ -379,6 +418,8 @@ impl Layer {
             rules: self.rules.or(below.rules),
             rules6: self.rules6.or(below.rules6),
             sets: self.sets.or(below.sets),
+            host_chains: self.host_chains.or(below.host_chains),
+            nflog: self.nflog.or(below.nflog),
             track: self.track.or(below.track),
             mode: self.mode.or(below.mode),
             workers: self.workers.or(below.workers),
@@ -423,6 +464,10 @@ pub struct Config {
     pub rules6: Option<PathBuf>,
     /// Sets that the rules name, as `ipset save` writes them.
     pub sets: Option<PathBuf>,
+    /// What becomes of the rules that belong to the host itself.
+    pub host_chains: HostChains,
+    /// Where copies of packets go that meet NFLOG rules: a file, or a Unix socket that is there.
+    pub nflog: Option<PathBuf>,
     /// When connections are tracked.
     pub track: Track,
     /// How frames cross.
@@ -471,6 +516,8 @@ impl Config {
             rules: all.rules.map(|placed| placed.value),
             rules6: all.rules6.map(|placed| placed.value),
             sets: all.sets.map(|placed| placed.value),
+            host_chains: all.host_chains.map(|placed| placed.value).unwrap_or_default(),
+            nflog: all.nflog.map(|placed| placed.value),
             track: all.track.map(|placed| placed.value).unwrap_or_default(),
             mode: all.mode.map(|placed| placed.value).unwrap_or_default(),
             workers: all.workers.map(|placed| placed.value).unwrap_or_default(),

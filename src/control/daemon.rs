@@ -25,6 +25,7 @@ use super::backend::{Facts, Published, Workers};
 use super::config::{self, Config};
 use super::metrics;
 use super::netlink::{self, Netlink};
+use super::nflog::NflogWriter;
 use super::reload;
 use super::sources::Sources;
 use super::startup::{self, Failure, Ready};
@@ -34,7 +35,7 @@ use crate::conntrack::Settings;
 use crate::datapath::{Shard, WallClock};
 use crate::device::PortId;
 use crate::route::Neighbour;
-use crate::rules::{self, LogRecord, Registry, Ruleset};
+use crate::rules::{self, LogRecord, NflogRecord, Registry, Ruleset};
 use crate::snapshot::{Policy, Routing};
 use crate::worker::{self, Handle, Parts, Poll, PortLost, Worker, mailbox};
 use crate::xdp::{BusyPoll, Edge, EdgeConfig, EdgeError, Mode, Punter, XdpQueue};
@@ -195,6 +196,10 @@ fn pin(core: usize) {
 async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Result<(), Failure> {
     let settings = sysctl::at_start(config.sysctl_from_kernel, &config.conntrack)?;
     let control = ControlSocket::bind(&config.control)?;
+    let mut nflog = match &config.nflog {
+        Some(path) => Some(NflogWriter::open(path)?),
+        None => None,
+    };
     let listener = match config.metrics {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
@@ -216,7 +221,7 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
         tracing::info!("{told}");
     }
     let (worker, handle) = build_worker(settings.clone(), &mut edge, policy.clone(), routing.clone())?;
-    let Handle { line, mut logs, mut resolve } = handle;
+    let Handle { line, mut logs, mut copies, mut resolve } = handle;
     let facts = facts(config, core, &edge);
     let start = facts.start;
     let wall = worker.shard().wall.clone();
@@ -272,7 +277,10 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
             }
             _ = use_tick.tick() => keep_neighbours(&routing.load(), &ask, &mut round),
             _ = wall_tick.tick() => set_wall(&wall, start),
-            _ = log_tick.tick() => log.write(&mut logs, log_ports),
+            _ = log_tick.tick() => {
+                log.write(&mut logs, log_ports);
+                write_copies(&mut copies, nflog.as_mut(), start);
+            }
             () = &mut serve_metrics => {}
             () = &mut serve_control => {}
             () = &mut watch_table => {}
@@ -285,7 +293,26 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     edge.detach();
     let ended = running.finish();
     log.write(&mut logs, log_ports);
+    write_copies(&mut copies, nflog.as_mut(), start);
     outcome.and(ended)
+}
+
+/// Takes the NFLOG copies that are there, and writes them where they are wanted.
+fn write_copies(copies: &mut Consumer<NflogRecord>, mut writer: Option<&mut NflogWriter>, start: std::time::Instant) {
+    if copies.is_empty() {
+        return;
+    }
+    let zero = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(start.elapsed());
+    // No more than there are now: rules may copy as fast as this writes.
+    for _ in 0..copies.slots() {
+        let Ok(record) = copies.pop() else { break };
+        if let Some(writer) = &mut writer {
+            writer.write(&record, zero + Duration::from_nanos(record.when.as_ns()));
+        }
+    }
+    if let Some(writer) = writer {
+        writer.flush();
+    }
 }
 
 /// Tells the worker what time it is by the calendar.

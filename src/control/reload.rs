@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 use super::api::{Backend, BackendError, PIECE};
 use super::backend::{Workers, another, family_index};
 use super::config::{Config, Track};
+use super::host;
 use super::sources::{self, Sources};
 use super::startup::{self, Failure};
 use super::sysctl;
@@ -345,9 +346,14 @@ fn build(
             .notes
             .push(format!("`{name}` is another in the configuration now; that needs a restart, and stays as it is"));
     }
+    // The place of copies stays until a restart.
+    report.notes.extend(sources::lacking(&before.config, [&rulesets[0], &rulesets[1]]));
     let tracked = |policy: &Policy| [policy.v4.wants_conntrack(), policy.v6.wants_conntrack()];
     if tracked(&before.policy) != tracked(&policy) {
         report.notes.extend(untracked(&policy));
+    }
+    if !wish.dry_run {
+        host::apply(&config, [&rulesets[0], &rulesets[1]])?;
     }
     Ok(Built { config, rulesets, pairs, policy, ledgers, report })
 }

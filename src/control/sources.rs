@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::config::{Config, ConfigErrors, Layer, Source};
+use super::config::{Config, ConfigErrors, HostChains, Layer, Source};
 use super::startup::{self, Failure};
 use crate::rules::{self, Diagnostics, Ruleset, SetTable};
 use crate::time::Instant;
@@ -77,7 +77,11 @@ pub fn rulesets(config: &Config, sets: &Arc<SetTable>, styled: bool) -> Result<[
             None => ("built-in policy".to_owned(), rules::default_policy(family, lan, wan)),
         };
         let loaded = rules::load_with_sets(&name, &text, family, &[lan, wan], sets);
-        loaded.map_err(|wrong| Failure::Report(shown(&wrong, styled)))
+        let mut ruleset = loaded.map_err(|wrong| Failure::Report(shown(&wrong, styled)))?;
+        if config.host_chains == HostChains::Apply {
+            ruleset.forget_host_warnings();
+        }
+        Ok(ruleset)
     };
     let v4 = read("--rules", config.rules.as_deref(), Family::V4);
     let v6 = read("--rules6", config.rules6.as_deref(), Family::V6);
@@ -86,6 +90,16 @@ pub fn rulesets(config: &Config, sets: &Arc<SetTable>, styled: bool) -> Result<[
         (Err(Failure::Report(v4)), Err(Failure::Report(v6))) => Err(Failure::Report(format!("{v4}\n{v6}"))),
         (Err(failure), _) | (_, Err(failure)) => Err(failure),
     }
+}
+
+/// What rules ask for and the rest of the configuration does not give.
+pub fn lacking(config: &Config, rulesets: [&Ruleset; 2]) -> Option<String> {
+    let file = rulesets.into_iter().find(|ruleset| ruleset.has_copies()).map(|ruleset| &ruleset.file);
+    file.filter(|_| config.nflog.is_none()).map(|file| {
+        format!(
+            "{file} has NFLOG rules, and their copies go nowhere: give a place by `--nflog FILE.pcapng`, or `nflog = \"FILE.pcapng\"`"
+        )
+    })
 }
 
 /// Diagnostics as text.
@@ -101,6 +115,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("mode", old.mode != new.mode),
         ("workers", old.workers != new.workers),
         ("poll", old.poll != new.poll),
+        ("nflog", old.nflog != new.nflog),
         ("metrics", old.metrics != new.metrics),
         ("control", old.control != new.control),
         ("sysctl_from_kernel", old.sysctl_from_kernel != new.sysctl_from_kernel),

@@ -329,6 +329,9 @@ pub struct WorkerReport {
     pub replies: u64,
     /// Log lines that LOG rules asked for and the rate limit swallowed.
     pub log_lost: u64,
+    /// Copies that NFLOG rules asked for and nobody took in time.
+    #[serde(default)]
+    pub nflog_lost: u64,
     /// Drops by reason.
     pub drops: Drops,
     /// The shard's connections.
@@ -437,7 +440,12 @@ impl StatsReport {
                 }
             }
         }
-        match self.sum(|worker| worker.log_lost) {
+        let (log_lost, nflog_lost) = (self.sum(|worker| worker.log_lost), self.sum(|worker| worker.nflog_lost));
+        if nflog_lost > 0 {
+            let what = "copies of NFLOG rules beyond what is written in time (no packet lost)";
+            writeln!(f, "  {nflog_lost:>14}  {:<20}  {what}", "nflog_lost")?;
+        }
+        match log_lost {
             0 => Ok(()),
             lost => writeln!(f, "  {lost:>14}  {:<20}  log lines beyond the rate limit (no packet lost)", "log_lost"),
         }

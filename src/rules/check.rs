@@ -2,6 +2,7 @@
 
 use super::diagnostic::{Problem, Report, Span};
 use super::extension::HOOKS_ALL;
+use super::host;
 use super::rule::{BUILTIN, Hook, InterfaceMatch, MAX_DEPTH, PATH, Policy, Ruleset, TableName};
 use super::targets::Target;
 
@@ -151,10 +152,15 @@ fn warn_host_chains(ruleset: &Ruleset, report: &mut Report<'_>) {
         };
         let of_table = if table == TableName::Filter { String::new() } else { format!("{} ", table.name()) };
         let message = format!("{of_table}{} ({what}) belongs to the host: checked, but not applied", hook.chain_name());
-        report.warn(
-            Problem::new(chain.span, message, "a forwarded packet does not come here")
-                .help("load the file with iptables-restore to guard the host itself"),
-        );
+        let given = host::is_given(table, hook);
+        let label = if given { host::LABEL } else { "the host's own connections come here" };
+        let help = match given {
+            true => {
+                "to guard the host itself, start with `--host-chains apply`, or load the file with iptables-restore"
+            }
+            false => "load the file with iptables-restore if the host needs it",
+        };
+        report.warn(Problem::new(chain.span, message, label).help(help));
     }
 }
 

@@ -168,6 +168,11 @@ impl Diagnostics {
         self
     }
 
+    /// Keeps only those.
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Diagnostic) -> bool) {
+        self.list.retain(keep);
+    }
+
     fn render(&self, renderer: &Renderer) -> String {
         let mut out: Vec<String> = self.list.iter().map(|diagnostic| diagnostic.render(renderer)).collect();
         let errors = self.errors();

@@ -22,6 +22,7 @@ mod explain;
 mod extension;
 #[cfg(test)]
 mod extension_testing;
+mod host;
 pub mod index;
 pub mod limit;
 mod lint;

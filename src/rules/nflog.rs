@@ -4,7 +4,8 @@
 //! record of fixed size (no allocation), and the control side writes it into a capture file, as ulogd would.
 
 use super::context::Context;
-use super::rule::Hook;
+use super::rule::{Hook, PATH, Ruleset};
+use super::targets::Target;
 use super::targets::nflog::{Nflog, PREFIX_MAX};
 use crate::device::PortId;
 use crate::time::Instant;
@@ -91,6 +92,14 @@ impl NflogRecord {
     /// `--nflog-prefix`; what is no UTF-8 is replaced.
     pub fn prefix(&self) -> String {
         String::from_utf8_lossy(&self.prefix[..usize::from(self.prefix_len)]).into_owned()
+    }
+}
+
+impl Ruleset {
+    /// Whether a forwarded packet may meet an NFLOG rule.
+    pub fn has_copies(&self) -> bool {
+        let mut reached = PATH.iter().flat_map(|&chain| self.reachable_from(chain));
+        reached.any(|chain| self.chains[chain].rules.iter().any(|rule| matches!(rule.target, Target::Nflog(_))))
     }
 }
 

@@ -503,6 +503,7 @@ const CONFIGS: &[(&str, &str)] = &[
     ("user-chain.v4", include_str!("../../configs/user-chain.v4")),
     ("log-limit-multiport.v4", include_str!("../../configs/log-limit-multiport.v4")),
     ("new-not-syn.v4", include_str!("../../configs/new-not-syn.v4")),
+    ("tables.v4", include_str!("../../configs/tables.v4")),
     ("home-gateway.v4", include_str!("../../configs/home-gateway.v4")),
     ("home-gateway.v6", include_str!("../../configs/home-gateway.v6")),
 ];
@@ -517,6 +518,20 @@ fn the_example_configs_compile_without_a_warning_and_save_as_they_are() {
         let body: String = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
         assert_eq!(save(&ruleset, None), body, "{name} is iptables-save's own text");
     }
+}
+
+#[test]
+fn the_example_sets_are_read_and_rules_may_name_them() {
+    let text = include_str!("../../configs/sets.ipset");
+    let sets = std::sync::Arc::new(SetTable::default());
+    sets.load("sets.ipset", text, Instant::ZERO).unwrap_or_else(|bad| panic!("{bad}"));
+    assert_eq!(sets.names(), ["blocked", "open", "tried"]);
+    let rules: String = text.lines().filter_map(|line| line.strip_prefix("#     ")).map(|line| format!("{line}\n")).collect();
+    assert_eq!(rules.lines().count(), 3);
+    let rules = format!("*filter\n:FORWARD DROP [0:0]\n{rules}COMMIT\n");
+    let ruleset = load_with_sets("r", &rules, Family::V4, &PORTS, &sets).unwrap_or_else(|bad| panic!("{bad}"));
+    assert!(ruleset.warnings().is_empty(), "{}", ruleset.warnings());
+    assert!(save(&ruleset, None).contains("--match-set open dst,dst"));
 }
 
 fn version_of(family: Family) -> Version {

@@ -1,3 +1,4 @@
+mod copies;
 mod reloads;
 
 use std::collections::BTreeMap;

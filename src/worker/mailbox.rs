@@ -1,6 +1,6 @@
 //! What a worker and the control thread say to each other: [`Mailbox`] at the worker, [`Handle`] at the control thread.
 //!
-//! Two single-producer rings carry requests and replies, a third carries LOG records, a fourth connection events while
+//! Two single-producer rings carry requests and replies, a third carries LOG records, a fourth NFLOG copies, a fifth connection events while
 //! somebody listens, and a bounded channel the next hops to resolve; an eventfd wakes a worker that sleeps. The worker
 //! never waits for any of them: a full ring is a lost log line or event (counted), a neighbour asked for again with the
 //! next packet, or a reply that is given up. It serves at most one request per burst. A walk through the connection table
@@ -19,13 +19,15 @@ use tokio::sync::mpsc;
 use crate::conntrack::{ConnCopy, ConnFilter, ConnView, Event, Settings, Statistics, Tuple};
 use crate::datapath::{Counters, Effects, Ledger, Resolve, Shard, Witness};
 use crate::device::{PortId, QueueStatistics};
-use crate::rules::{LogRecord, RuleCounters};
+use crate::rules::{LogRecord, NflogRecord, RuleCounters};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::Family;
 
 /// LOG records between worker and control thread.
 pub const LOG_RING: usize = 1024;
+/// NFLOG copies between worker and control thread; 1.6 kB each.
+pub const COPY_RING: usize = 1024;
 /// Events between worker and control thread.
 pub const EVENT_RING: usize = 16_384;
 const REQUEST_RING: usize = 16;
@@ -227,6 +229,8 @@ pub struct WorkerStats {
     pub busy_bursts: u64,
     /// LOG lines lost because nobody took them in time.
     pub logs_lost: u64,
+    /// NFLOG copies lost because nobody took them in time.
+    pub copies_lost: u64,
     /// Connection events lost because nobody took them in time.
     pub events_lost: u64,
     /// Frames free just now.
@@ -241,9 +245,11 @@ pub struct Mailbox {
     requests: Consumer<Request>,
     replies: Producer<Reply>,
     logs: Producer<LogRecord>,
+    copies: Producer<NflogRecord>,
     resolve: mpsc::Sender<Resolve>,
     wake: Arc<EventFd>,
     logs_lost: u64,
+    copies_lost: u64,
     events: Option<Producer<Event>>,
     events_lost: Arc<AtomicU64>,
     /// Work in progress. It is always what the last request brought, and its reply has room.
@@ -283,6 +289,8 @@ pub struct Handle {
     pub line: Line,
     /// LOG records.
     pub logs: Consumer<LogRecord>,
+    /// NFLOG copies.
+    pub copies: Consumer<NflogRecord>,
     /// Next hops to resolve.
     pub resolve: mpsc::Receiver<Resolve>,
 }
@@ -335,14 +343,26 @@ pub fn mailbox() -> io::Result<(Mailbox, Handle)> {
     let (ask, requests) = RingBuffer::new(REQUEST_RING);
     let (replies, answers) = RingBuffer::new(REQUEST_RING);
     let (logs, log_lines) = RingBuffer::new(LOG_RING);
+    let (copies, copied) = RingBuffer::new(COPY_RING);
     let (resolve, wanted) = mpsc::channel(RESOLVE_CHANNEL);
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let events_lost = Arc::new(AtomicU64::new(0));
     let line =
         Line { requests: ask, replies: answers, wake: wake.clone(), outstanding: 0, events_lost: events_lost.clone() };
-    let mailbox =
-        Mailbox { requests, replies, logs, resolve, wake, logs_lost: 0, events: None, events_lost, task: None };
-    Ok((mailbox, Handle { line, logs: log_lines, resolve: wanted }))
+    let mailbox = Mailbox {
+        requests,
+        replies,
+        logs,
+        copies,
+        resolve,
+        wake,
+        logs_lost: 0,
+        copies_lost: 0,
+        events: None,
+        events_lost,
+        task: None,
+    };
+    Ok((mailbox, Handle { line, logs: log_lines, copies: copied, resolve: wanted }))
 }
 
 impl Mailbox {
@@ -357,6 +377,10 @@ impl Mailbox {
             self.logs_lost += u64::from(self.logs.push(record).is_err());
         }
         self.logs_lost += std::mem::take(&mut effects.logs_lost);
+        for record in effects.copies.drain(..) {
+            self.copies_lost += u64::from(self.copies.push(record).is_err());
+        }
+        self.copies_lost += std::mem::take(&mut effects.copies_lost);
         for request in effects.resolve.drain(..) {
             // A full channel is no loss: whoever still waits asks again within a second.
             let _ = self.resolve.try_send(request);
@@ -439,6 +463,7 @@ impl Mailbox {
             bursts: turns.bursts,
             busy_bursts: turns.busy_bursts,
             logs_lost: self.logs_lost,
+            copies_lost: self.copies_lost,
             events_lost: self.events_lost.load(Ordering::Relaxed),
             free_frames: turns.free_frames,
             queues,

@@ -11,8 +11,8 @@ mod tracer;
 
 use mailbox::Turns;
 pub use mailbox::{
-    EVENT_RING, Ending, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE, TableCounts, Walk,
-    WorkerStats, mailbox,
+    COPY_RING, EVENT_RING, Ending, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE, TableCounts,
+    Walk, WorkerStats, mailbox,
 };
 
 pub use tracer::{ChainRecord, Losses, Side, TraceFilter, TraceRecord, Tracer};

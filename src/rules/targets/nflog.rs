@@ -88,11 +88,6 @@ impl Extension for Nflog {
         }
     }
 
-    /// Until the worker hands the copies on.
-    fn not_honoured(&self) -> Option<String> {
-        Some("copies of packets are not taken anywhere by this version".to_owned())
-    }
-
     fn save(&self, out: &mut String, _: Family) {
         if !self.prefix.is_empty() {
             write!(out, " --nflog-prefix {}", string_text(&self.prefix)).unwrap_or_default();

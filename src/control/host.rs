@@ -1,0 +1,117 @@
+//! The rules of the host itself given to the kernel: [`apply`], by `iptables-restore --noflush` and `ip6tables-restore --noflush`.
+//!
+//! Only for files that the operator named, and only INPUT and OUTPUT of the tables in them (not nat), with the user chains that
+//! they lead to. The kernel's other chains stay as they are, and nothing is taken back when the router ends: the host stays guarded.
+//! Both files are tried first (`--test`). Should the kernel refuse a table all the same, the tables of both IP versions become
+//! what they were.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use super::config::{Config, HostChains};
+use super::startup::Failure;
+use crate::rules::{BUILTIN, Ruleset, TableName};
+use crate::wire::Family;
+
+/// How long the tools wait for each other's lock, in seconds.
+const LOCK: &str = "--wait=5";
+
+/// One file's share.
+struct Share {
+    tool: &'static str,
+    save: &'static str,
+    file: String,
+    text: String,
+    tables: Vec<TableName>,
+}
+
+/// Gives the kernel what `config` wants it to have of these rules (IPv4, IPv6).
+///
+/// # Errors
+/// [`Failure::Machine`] with the tool's own words; the kernel's rules are as before.
+pub fn apply(config: &Config, rulesets: [&Ruleset; 2]) -> Result<(), Failure> {
+    if config.host_chains == HostChains::Report {
+        return Ok(());
+    }
+    let named = [config.rules.is_some(), config.rules6.is_some()];
+    let given = rulesets.into_iter().zip(named).filter(|(ruleset, named)| *named && !ruleset.host_tables().is_empty());
+    let shares: Vec<Share> = given.map(|(ruleset, _)| share(ruleset)).collect();
+    for share in &shares {
+        share.restore(&["--test", "--noflush"], &share.text)?;
+    }
+    let before = shares.iter().map(Share::saved).collect::<Result<Vec<_>, _>>()?;
+    for (at, share) in shares.iter().enumerate() {
+        let Err(failure) = share.restore(&["--noflush"], &share.text) else {
+            let tables: Vec<_> = share.tables.iter().map(|table| table.name()).collect();
+            tracing::info!("host chains of {} are in force in the kernel: {}", share.file, tables.join(", "));
+            continue;
+        };
+        for (share, text) in shares.iter().zip(&before).take(at + 1) {
+            if let Err(again) = share.restore(&["--counters"], text) {
+                tracing::error!("the kernel's rules may not be what they were: {again}");
+            }
+        }
+        return Err(failure);
+    }
+    Ok(())
+}
+
+fn share(ruleset: &Ruleset) -> Share {
+    let (tool, save) = match ruleset.family {
+        Family::V4 => ("iptables-restore", "iptables-save"),
+        Family::V6 => ("ip6tables-restore", "ip6tables-save"),
+    };
+    Share { tool, save, file: ruleset.file.clone(), text: ruleset.host_text(), tables: ruleset.host_tables() }
+}
+
+/// A table that the kernel does not have yet.
+fn empty(table: TableName) -> String {
+    let chains = BUILTIN.iter().filter(|&&(of, _)| of == table);
+    let lines: String = chains.map(|(_, hook)| format!(":{} ACCEPT [0:0]\n", hook.chain_name())).collect();
+    format!("*{}\n{lines}COMMIT\n", table.name())
+}
+
+impl Share {
+    fn failed(&self, why: &str) -> Failure {
+        Failure::Machine(format!(
+            "--host-chains apply: {}: {why}. The kernel's rules are as they were; put the file right, or start with \
+             --host-chains report",
+            self.file
+        ))
+    }
+
+    /// Has the tool read `text`.
+    fn restore(&self, words: &[&str], text: &str) -> Result<(), Failure> {
+        let mut command = Command::new(self.tool);
+        command.arg(LOCK).args(words);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let missing = |error| self.failed(&format!("cannot run {}: {error}", self.tool));
+        let mut child = command.spawn().map_err(missing)?;
+        // A tool that ends before it has read all says why below.
+        let _ = child.stdin.take().map(|mut input| input.write_all(text.as_bytes()));
+        let output = child.wait_with_output().map_err(missing)?;
+        match output.status.success() {
+            true => Ok(()),
+            false => {
+                let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+                Err(self.failed(&format!("{} says: {said}", self.tool)))
+            }
+        }
+    }
+
+    /// The tables as they are in the kernel, counters included.
+    fn saved(&self) -> Result<String, Failure> {
+        let mut all = String::new();
+        for table in &self.tables {
+            let output = Command::new(self.save).args(["--counters", "--table", table.name()]).output();
+            let output = output.map_err(|error| self.failed(&format!("cannot run {}: {error}", self.save)))?;
+            if !output.status.success() {
+                let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                return Err(self.failed(&format!("{} says: {said}", self.save)));
+            }
+            let text = String::from_utf8_lossy(&output.stdout);
+            all += &if text.lines().any(|line| line.starts_with('*')) { text.into_owned() } else { empty(*table) };
+        }
+        Ok(all)
+    }
+}
