@@ -523,7 +523,7 @@ fn the_example_configs_compile_without_a_warning_and_save_as_they_are() {
 #[test]
 fn the_example_sets_are_read_and_rules_may_name_them() {
     let text = include_str!("../../configs/sets.ipset");
-    let sets = std::sync::Arc::new(SetTable::default());
+    let sets = Arc::new(SetTable::default());
     sets.load("sets.ipset", text, Instant::ZERO).unwrap_or_else(|bad| panic!("{bad}"));
     assert_eq!(sets.names(), ["blocked", "open", "tried"]);
     let rules: String = text.lines().filter_map(|line| line.strip_prefix("#     ")).map(|line| format!("{line}\n")).collect();
