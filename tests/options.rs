@@ -1,5 +1,6 @@
 //! What rules need beside themselves, end to end: sets, a place for copies, tracking without need, and the host's own chains.
 
+#[allow(dead_code)] // the other tests use the rest
 mod support;
 
 use std::fs;

@@ -526,7 +526,8 @@ fn the_example_sets_are_read_and_rules_may_name_them() {
     let sets = Arc::new(SetTable::default());
     sets.load("sets.ipset", text, Instant::ZERO).unwrap_or_else(|bad| panic!("{bad}"));
     assert_eq!(sets.names(), ["blocked", "open", "tried"]);
-    let rules: String = text.lines().filter_map(|line| line.strip_prefix("#     ")).map(|line| format!("{line}\n")).collect();
+    let rules: String =
+        text.lines().filter_map(|line| line.strip_prefix("#     ")).map(|line| format!("{line}\n")).collect();
     assert_eq!(rules.lines().count(), 3);
     let rules = format!("*filter\n:FORWARD DROP [0:0]\n{rules}COMMIT\n");
     let ruleset = load_with_sets("r", &rules, Family::V4, &PORTS, &sets).unwrap_or_else(|bad| panic!("{bad}"));
