@@ -26,7 +26,7 @@ use super::stats::{
 };
 use super::sysctl;
 use super::trace::{TraceNews, TraceStep, Tracing};
-use crate::conntrack::{ConnFilter, ConnView, Event, Settings, Tuple};
+use crate::conntrack::{ConnCopy, ConnFilter, ConnView, Event, Settings, Tuple};
 use crate::device::PortId;
 use crate::rules::{self, Registry, RuleCounters, Ruleset, SetSummary};
 use crate::snapshot::{Policy, Routing};
@@ -165,6 +165,18 @@ impl Workers {
                 self.stop_listening().await;
             }
         }
+    }
+
+    /// The connection that has this tuple, from whichever worker has it.
+    async fn copy(&self, tuple: &Tuple) -> Result<Vec<ConnCopy>, BackendError> {
+        let mut found = Vec::new();
+        for worker in 0..self.lines.len() {
+            match self.ask(worker, Request::Copy(*tuple)).await? {
+                Reply::Copy(copy) => found.extend(copy.map(|copy| *copy)),
+                _ => return Err(another(worker)),
+            }
+        }
+        Ok(found)
     }
 
     async fn end_trace(&self) {
@@ -414,16 +426,11 @@ impl Backend for Workers {
         let sketch: Sketch = question.packet.parse().map_err(BackendError)?;
         let mut connections = Vec::new();
         for tuple in explain::tuples_of(&sketch) {
-            for worker in 0..self.lines.len() {
-                match self.ask(worker, Request::Copy(tuple)).await? {
-                    Reply::Copy(copy) => connections.extend(copy.map(|copy| *copy)),
-                    _ => return Err(another(worker)),
-                }
-            }
+            connections.extend(self.copy(&tuple).await?);
         }
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
         let in_force = self.in_force.lock().await;
-        let scene = Scene {
+        let mut scene = Scene {
             rulesets: in_force.rulesets.clone(),
             policy: self.policy.load_full(),
             routing: Routing::clone(&self.routing.load()),
@@ -433,6 +440,14 @@ impl Backend for Workers {
             now: since(self.facts.start),
             unix: (unix, 0),
         };
+        drop(in_force);
+        let (explanation, zoned) = explain::explain_or_ask(question, &scene).map_err(BackendError)?;
+        let Some(tuple) = zoned else { return Ok(explanation) };
+        let there = self.copy(&tuple).await?;
+        if there.is_empty() {
+            return Ok(explanation);
+        }
+        scene.connections.extend(there);
         explain::explain(question, &scene).map_err(BackendError)
     }
 

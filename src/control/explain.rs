@@ -208,6 +208,15 @@ pub fn input_port(routing: &Routing, question: &Question, sketch: &Sketch) -> Re
 /// # Errors
 /// What is wrong with the question.
 pub fn explain(question: &Question, scene: &Scene) -> Result<Explanation, String> {
+    explain_or_ask(question, scene).map(|(explanation, _)| explanation)
+}
+
+/// Explains; and if the rules put the packet into a conntrack zone, gives the tuple of the connection there that it may be of.
+/// Whoever has that connection adds it to the scene, and explains again.
+///
+/// # Errors
+/// What is wrong with the question.
+pub fn explain_or_ask(question: &Question, scene: &Scene) -> Result<(Explanation, Option<Tuple>), String> {
     let sketch: Sketch = question.packet.parse()?;
     let (input, note) = input_port(&scene.routing, question, &sketch)?;
     let settings = Settings { max: ROOM, ..scene.settings.clone() };
@@ -258,7 +267,11 @@ pub fn explain(question: &Question, scene: &Scene) -> Result<Explanation, String
             "no routes were asked: what arrives by {input} is taken to leave by {output}, with an MTU of 1500 bytes"
         ));
     }
-    Ok(Explanation {
+    let zoned = told.heard.iter().find_map(|heard| match heard {
+        Heard::Zoned(tuple) => Some(*tuple),
+        _ => None,
+    });
+    let explanation = Explanation {
         schema: EXPLANATION_SCHEMA,
         packet: present.describe(),
         length: packet.l3_len,
@@ -268,7 +281,8 @@ pub fn explain(question: &Question, scene: &Scene) -> Result<Explanation, String
         notes,
         stages: told.stages(),
         verdict: told.verdict(),
-    })
+    };
+    Ok((explanation, zoned))
 }
 
 /// What the packet needs to be what it is supposed to be: an ESTABLISHED one has had packets before it.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use super::packet::{Sketch, Supposed};
-use crate::conntrack::{ConnRef, Conntrack, CtInfo, CtStatus, Direction, Tracked};
+use crate::conntrack::{ConnRef, Conntrack, CtInfo, CtStatus, Direction, Tracked, Tuple};
 use crate::datapath::{Exit, Meeting, Witness};
 use crate::packet::Packet;
 use crate::route::Route;
@@ -16,6 +16,8 @@ use crate::time::Instant;
 pub(super) enum Heard {
     /// Where its destination leads.
     Route(Route),
+    /// It would begin a connection with this tuple, of another zone than 0: there may be one that nobody has copied.
+    Zoned(Tuple),
     /// conntrack's word.
     Tracked(Tracked),
     /// A chain's.
@@ -60,7 +62,12 @@ impl Witness for Narrator {
         self.tell(Heard::Route(route));
     }
 
-    fn tracked(&mut self, tracked: &mut Tracked, _: &Conntrack, _: Instant) {
+    fn tracked(&mut self, tracked: &mut Tracked, conntrack: &Conntrack, _: Instant) {
+        if tracked.conn == ConnRef::Prepared
+            && let Some(tuple) = conntrack.tuple(tracked.conn, Direction::Original).filter(|tuple| tuple.zone != 0)
+        {
+            self.tell(Heard::Zoned(tuple));
+        }
         if let Some(Supposed { info, direction }) = self.supposed {
             match info {
                 CtInfo::Untracked => *tracked = Tracked::UNTRACKED,

@@ -33,7 +33,7 @@ impl Told<'_> {
                 }
             }
             match heard {
-                Heard::Route(_) => {}
+                Heard::Route(_) | Heard::Zoned(_) => {}
                 Heard::Tracked(tracked) => stages.push(self.conntrack(tracked)),
                 Heard::Chain { chain, steps, decision } => stages.push(self.chain(*chain, steps, *decision)),
                 Heard::Exit(exit) => stages.extend(self.exit(exit)),

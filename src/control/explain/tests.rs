@@ -217,6 +217,26 @@ fn an_error_finds_the_connection_it_is_about() {
 }
 
 #[test]
+fn a_connection_in_a_zone_is_asked_for() {
+    let v4 = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j CT --zone 5\nCOMMIT\n\
+              *filter\n:FORWARD DROP [0:0]\n-A FORWARD -i lan0 -j ACCEPT\n\
+              -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\nCOMMIT\n";
+    let mut scene = scene(v4, "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n");
+    let mut shard = Shard::new(Settings { max: ROOM, ..Settings::default() }, [3, 4], &scene.policy);
+    let udp: Sketch = "udp 10.1.0.5:5 > 8.8.8.8:53".parse().expect("a packet");
+    let mut pool = FramePool::in_memory(4, 2048);
+    verdict_of(&mut shard, &scene, PortId::LAN, &udp.frame(LAN_MAC, Mac([2; 6])), &mut pool);
+    let question = Question { packet: "udp 8.8.8.8:53 > 10.1.0.5:5".to_owned(), input: Some("wan".to_owned()) };
+    let (explanation, zoned) = explain_or_ask(&question, &scene).expect("a question");
+    assert!(!explanation.verdict.passes, "{explanation}");
+    let tuple = zoned.expect("there may be a connection in zone 5");
+    assert_eq!(tuple.zone, 5);
+    scene.connections.extend(shard.conntrack.copy(&tuple, scene.now));
+    let (explanation, zoned) = explain_or_ask(&question, &scene).expect("a question");
+    assert!(explanation.verdict.passes && zoned.is_none(), "{explanation}");
+}
+
+#[test]
 fn targets_tell_what_they_change_and_other_tables_are_met() {
     let v4 = "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A PREROUTING -i wan0 -p udp -j DROP\nCOMMIT\n\
               *mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -o wan0 -p tcp\n-A FORWARD -j LOG --log-prefix \"seen \"\nCOMMIT\n\
