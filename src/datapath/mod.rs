@@ -366,7 +366,8 @@ impl Path<'_> {
         };
         let same_state = tracked.conn == ConnRef::Confirmed(known.0)
             && tracked.info == kept.info
-            && kept.status.is_none_or(|status| status == tracked.status);
+            && kept.status.is_none_or(|status| status == tracked.status)
+            && kept.conn_mark.is_none_or(|mark| mark == self.conn_mark(tracked.conn));
         if !same_state {
             return self.decide_fully(frame, packet, hash, Some(known), Some(tracked));
         }
@@ -444,6 +445,7 @@ impl Path<'_> {
         {
             witness.tracked(&mut passage.tracked, &self.shard.conntrack, self.now);
         }
+        let mark_before = self.conn_mark(passage.tracked.conn);
         self.meet(MANGLE_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
         // nat PREROUTING, then the routing decision and what it refuses.
         let of_the_conn = |refusal: Refusal, passage: &Passage| Refusal { conn: passage.tracked.conn, ..refusal };
@@ -460,7 +462,10 @@ impl Path<'_> {
         // nat POSTROUTING, then the connection becomes visible.
         self.shard.conntrack.confirm(&passage.tracked, self.now)?;
         let learner = known.filter(|known| may_teach(&passage.tracked, *known));
-        if let (Some(known), Some(trace)) = (learner, reads) {
+        if let (Some(known), Some(trace)) = (learner, reads)
+            // Where rules have changed the mark, the next packet may go another way.
+            && (!trace.reads_conn_mark() || self.conn_mark(passage.tracked.conn) == mark_before)
+        {
             self.learn(known, packet, &passage.tracked, &way, trace);
         }
         Ok(Fate::Forward(way))
@@ -490,11 +495,16 @@ impl Path<'_> {
         }
     }
 
+    fn conn_mark(&self, conn: ConnRef) -> u32 {
+        self.shard.conntrack.conn(conn).map_or(0, |conn| conn.mark())
+    }
+
     /// Keeps the way of a packet that passed, for the next of its connection.
     fn learn(&mut self, known: Known, packet: &Packet, tracked: &Tracked, way: &Way, trace: &Trace) {
         let hop = waiting::next_hop(packet.family, way.port, way.gateway, packet.dst);
         let Neighbour::Reachable(neighbour) = self.routing.neighbour(hop.port, hop.next_hop) else { return };
         let only_filter = self.rules(packet.family).only_filters();
+        let conn_mark = self.conn_mark(tracked.conn);
         let shortcuts = &mut self.shard.shortcuts;
         let kept_trace = shortcuts.learn_trace(packet.family, trace);
         if kept_trace.is_none() && !only_filter {
@@ -512,6 +522,7 @@ impl Path<'_> {
             status: (kept_trace.is_some() && trace.reads_status()).then_some(tracked.status),
             flags_mask,
             flags: packet.tcp_flags & flags_mask,
+            conn_mark: (kept_trace.is_some() && trace.reads_conn_mark()).then_some(conn_mark),
             trace: kept_trace,
         });
         self.shard.conntrack.set_shortcut(known, number);

@@ -52,6 +52,8 @@ pub(super) struct Shortcut {
     pub(super) flags_mask: u8,
     /// What they were.
     pub(super) flags: u8,
+    /// The connection's mark, where the rules read or wrote it.
+    pub(super) conn_mark: Option<u32>,
     /// The way through the rules; without one they are asked every time.
     pub(super) trace: Option<u16>,
 }
@@ -231,6 +233,7 @@ mod tests {
             status: None,
             flags_mask: 0,
             flags: 0,
+            conn_mark: None,
             trace: None,
         }
     }

@@ -227,6 +227,8 @@ pub(super) enum Basis {
     Status,
     /// These TCP flags, too.
     Flags(u8),
+    /// The connection's mark, too; and what is done to it is the same for the same mark.
+    ConnMark,
     /// This one packet, the time, or something counted: nothing can be kept.
     Packet,
 }

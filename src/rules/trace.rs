@@ -14,7 +14,7 @@ use super::counter::{Counter, RuleCounters};
 use super::rule::ChainIndex;
 
 /// Rules of a trace, at most. A verdict that took more is not kept.
-const RULES: usize = 24;
+const RULES: usize = 32;
 
 /// What the evaluation tells on its way.
 pub(super) trait Reads {
@@ -24,6 +24,8 @@ pub(super) trait Reads {
     fn status(&mut self);
     /// These TCP flags were read.
     fn flags(&mut self, mask: u8);
+    /// The connection's mark was read, or written.
+    fn conn_mark(&mut self);
     /// A rule matched.
     fn rule(&mut self, counter: u32);
     /// The policy of a built-in chain decided.
@@ -39,6 +41,8 @@ impl Reads for () {
     #[inline(always)]
     fn flags(&mut self, _: u8) {}
     #[inline(always)]
+    fn conn_mark(&mut self) {}
+    #[inline(always)]
     fn rule(&mut self, _: u32) {}
     #[inline(always)]
     fn policy(&mut self, _: ChainIndex) {}
@@ -53,6 +57,7 @@ pub struct Trace {
     policies: u32,
     /// TCP flags that were read.
     flags: u8,
+    conn_mark: bool,
     packet: bool,
     status: bool,
 }
@@ -80,6 +85,10 @@ impl Reads for Trace {
         self.flags |= mask;
     }
 
+    fn conn_mark(&mut self) {
+        self.conn_mark = true;
+    }
+
     fn policy(&mut self, chain: ChainIndex) {
         self.policies |= 1 << chain;
     }
@@ -97,6 +106,13 @@ impl Trace {
     #[inline]
     pub fn reads_status(&self) -> bool {
         self.status
+    }
+
+    /// Whether the connection's mark has to be the same, too. The verdict may be kept only if the mark was the same after it as
+    /// before: then it will be again.
+    #[inline]
+    pub fn reads_conn_mark(&self) -> bool {
+        self.conn_mark
     }
 
     /// TCP flags that have to be the same, too.

@@ -411,6 +411,7 @@ fn tell<R: Reads>(basis: Basis, reads: &mut R) {
         Basis::Flow => {}
         Basis::Status => reads.status(),
         Basis::Flags(mask) => reads.flags(mask),
+        Basis::ConnMark => reads.conn_mark(),
         Basis::Packet => reads.packet(),
     }
 }

@@ -51,12 +51,28 @@ const RULES: [&str; 5] = [
     "-A FORWARD -m conntrack --ctstatus ASSURED -j ACCEPT\n-A FORWARD -m conntrack --ctstate INVALID -j DROP\n-A FORWARD -j ACCEPT\n",
 ];
 
+/// Tables besides filter: what they do to connections and packets is done to each, or need not be.
+const TABLES: [&str; 4] = [
+    "*mangle\n-A PREROUTING -j CONNMARK --restore-mark\n-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n\
+     -A PREROUTING -p udp -j MARK --set-xmark 0x7/0xffffffff\n-A PREROUTING -j CONNMARK --save-mark\n\
+     -A FORWARD -m connmark --mark 0x7 -j TOS --set-tos 0x10/0x3f\nCOMMIT\n*filter\n:FORWARD DROP [0:0]\n\
+     -A FORWARD -m connmark --mark 0x7 -j ACCEPT\n-A FORWARD -p tcp -j ACCEPT\nCOMMIT\n",
+    "*mangle\n-A POSTROUTING -m conntrack --ctdir REPLY -j CONNMARK --set-xmark 0x1/0x0\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\n\
+     -A FORWARD -m connmark --mark 0x1 -m conntrack --ctdir ORIGINAL -j DROP\nCOMMIT\n",
+    "*raw\n-A PREROUTING -p udp -m udp --dport 53 -j CT --notrack\n-A PREROUTING -i wan0 -j CT --zone-reply 3\nCOMMIT\n\
+     *filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m conntrack --ctstate UNTRACKED\nCOMMIT\n",
+    "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --tcp-flags FIN FIN -j NOTRACK\nCOMMIT\n*mangle\n\
+     -A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 900\nCOMMIT\n*filter\n:FORWARD DROP [0:0]\n\
+     -A FORWARD -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT\nCOMMIT\n*security\n-A FORWARD -j ACCEPT\nCOMMIT\n",
+];
+
 fn rules(version: Version) -> BoxedStrategy<String> {
+    let tables = select(&TABLES[..]).prop_map(str::to_owned);
     let fixed = select(&RULES[..]).prop_map(|rules| {
         format!("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n")
     });
     let random = generator::ruleset(version, Allowed { fast_limits: true, odd: false });
-    prop_oneof![fixed, random].boxed()
+    prop_oneof![fixed, tables, random].boxed()
 }
 
 fn flows(version: Version) -> BoxedStrategy<Vec<Shape>> {

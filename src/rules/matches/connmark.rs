@@ -45,9 +45,8 @@ impl Matcher for ConnmarkMatch {
 
     fn state(&self, _: &mut Registry) {}
 
-    /// A connection's mark changes in its life.
     fn basis(&self) -> Basis {
-        Basis::Packet
+        Basis::ConnMark
     }
 
     fn test(&self, _: &Context<'_>, world: &dyn World, (): &()) -> Answer {

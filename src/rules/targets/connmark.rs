@@ -176,10 +176,9 @@ impl Action for Connmark {
 
     fn state(&self, _: &mut Registry) {}
 
-    /// Set and save change the connection with every packet, and restore reads what may have changed since: a verdict that
-    /// is kept would leave that out.
+    /// What it writes follows from the connection's mark and the packet's own, which rules before have set.
     fn basis(&self) -> Basis {
-        Basis::Packet
+        Basis::ConnMark
     }
 
     fn run(&self, context: &mut Context<'_>, world: &mut dyn World, (): &()) -> Outcome {
