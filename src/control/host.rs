@@ -1,7 +1,8 @@
 //! The rules of the host itself given to the kernel: [`apply`], by `iptables-restore --noflush` and `ip6tables-restore --noflush`.
 //!
 //! Only for files that the operator named, and only INPUT and OUTPUT of the tables in them (not nat), with the user chains that
-//! they lead to. The kernel's other chains stay as they are, and nothing is taken back when the router ends: the host stays guarded.
+//! they lead to. The kernel's other chains stay as they are, and nothing is taken back when the router ends: the host stays
+//! guarded.
 //! Both files are tried first (`--test`). Should the kernel refuse a table all the same, the tables of both IP versions become
 //! what they were.
 

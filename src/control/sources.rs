@@ -97,7 +97,8 @@ pub fn lacking(config: &Config, rulesets: [&Ruleset; 2]) -> Option<String> {
     let file = rulesets.into_iter().find(|ruleset| ruleset.has_copies()).map(|ruleset| &ruleset.file);
     file.filter(|_| config.nflog.is_none()).map(|file| {
         format!(
-            "{file} has NFLOG rules, and their copies go nowhere: give a place by `--nflog FILE.pcapng`, or `nflog = \"FILE.pcapng\"`"
+            "{file} has NFLOG rules, and their copies go nowhere: give a place by `--nflog FILE.pcapng`, or \
+             `nflog = \"FILE.pcapng\"`"
         )
     })
 }

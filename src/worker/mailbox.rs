@@ -1,12 +1,12 @@
 //! What a worker and the control thread say to each other: [`Mailbox`] at the worker, [`Handle`] at the control thread.
 //!
-//! Two single-producer rings carry requests and replies, a third carries LOG records, a fourth NFLOG copies, a fifth connection events while
-//! somebody listens, and a bounded channel the next hops to resolve; an eventfd wakes a worker that sleeps. The worker
-//! never waits for any of them: a full ring is a lost log line or event (counted), a neighbour asked for again with the
-//! next packet, or a reply that is given up. It serves at most one request per burst. A walk through the connection table
-//! takes many bursts, with [`SLICE`] records looked at in each, so that no question disturbs forwarding; it fills memory
-//! that came with the request and goes back with the reply, so the worker allocates nothing for it. A change of rules is
-//! [`Request::Prepare`] before it and [`Request::LastLedger`] after it.
+//! Two single-producer rings carry requests and replies, a third carries LOG records, a fourth NFLOG copies, a fifth
+//! connection events while somebody listens, and a bounded channel the next hops to resolve; an eventfd wakes a worker that
+//! sleeps. The worker never waits for any of them: a full ring is a lost log line, copy or event (counted), a neighbour asked
+//! for again with the next packet, or a reply that is given up. It serves at most one request per burst. A walk through the
+//! connection table takes many bursts, with [`SLICE`] records looked at in each, so that no question disturbs forwarding; it
+//! fills memory that came with the request and goes back with the reply, so the worker allocates nothing for it. A change of
+//! rules is [`Request::Prepare`] before it and [`Request::LastLedger`] after it.
 
 use std::io;
 use std::sync::Arc;
