@@ -7,6 +7,7 @@
 //! beside the time for reading, checking and compiling the file.
 //!
 //! `cargo bench --bench reload -- [RULES [FLOWS]]`; 10,000 rules and 1,024 flows without.
+#![allow(clippy::print_stdout)] // its report
 
 use std::collections::VecDeque;
 use std::io;
