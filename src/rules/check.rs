@@ -138,6 +138,16 @@ fn hook_names(bits: u8) -> String {
     names.join(", ")
 }
 
+/// Places of the rules that no forwarded packet comes to.
+pub(super) fn rules_of_the_host(ruleset: &Ruleset) -> Vec<Span> {
+    let mut reached = vec![false; ruleset.chains.len()];
+    for chain in PATH.iter().flat_map(|&chain| ruleset.reachable_from(chain)) {
+        reached[chain] = true;
+    }
+    let chains = ruleset.chains.iter().zip(&reached).filter(|(_, reached)| !**reached);
+    chains.flat_map(|(chain, _)| chain.rules.iter().map(|rule| rule.span)).collect()
+}
+
 fn warn_host_chains(ruleset: &Ruleset, report: &mut Report<'_>) {
     for (index, &(table, hook)) in BUILTIN.iter().enumerate() {
         let chain = &ruleset.chains[index];
@@ -187,12 +197,16 @@ fn warn_interfaces(ruleset: &Ruleset, report: &mut Report<'_>) {
     let mut reached: Vec<usize> = PATH.iter().flat_map(|&chain| ruleset.reachable_from(chain)).collect();
     reached.sort_unstable();
     reached.dedup();
+    let mut told: Vec<(&str, &str)> = Vec::new();
     for index in reached {
         for rule in &ruleset.chains[index].rules {
             for (option, named) in [("-i", &rule.in_interface), ("-o", &rule.out_interface)] {
                 let Some(InterfaceMatch { name, invert: false }) = named else { continue };
                 let matched = InterfaceMatch { name: name.clone(), invert: false };
-                if !ruleset.ports.iter().any(|port| matched.covers(port)) {
+                let is_told = told.contains(&(option, name));
+                if !is_told && !ruleset.ports.iter().any(|port| matched.covers(port)) {
+                    // Once for each name: a file of a host with many interfaces has many rules about them.
+                    told.push((option, name));
                     let message = format!("`{option} {name}` never matches a forwarded packet");
                     let label = format!("the router's interfaces are {}", ruleset.ports.join(" and "));
                     report.warn(Problem::new(rule.span, message, label));

@@ -7,6 +7,7 @@ use super::diagnostic::{Problem, Report, Span, nearest};
 use super::option::{Scope, read_rule};
 use super::parse::{chain_policy, check_chain_name};
 use super::rule::Rule;
+use super::save::word_text;
 use super::table::Table;
 use super::token::Token;
 use super::value;
@@ -86,7 +87,16 @@ impl<'a> Line<'a> {
         report: &mut Report<'_>,
     ) -> Result<Vec<Rule>, Problem> {
         let scope = Scope { family: self.family, table, hook: table.hook(chain) };
-        read_rule(&scope, options, Span::new(self.command.span.start, self.end), report)
+        let span = Span::new(self.command.span.start, self.end);
+        match read_rule(&scope, options, span, report) {
+            // Whether that matters depends on which packets come to it: known when the whole file is read.
+            Err(problem) if problem.is_refusal => {
+                report.not_honoured(problem);
+                let words: Vec<String> = options.iter().map(|option| word_text(&option.text)).collect();
+                Ok(vec![Rule { span, opaque: Some(words.join(" ")), ..Rule::default() }])
+            }
+            other => other,
+        }
     }
 
     /// A rule's number, where one stands next, and what follows.

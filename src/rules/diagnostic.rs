@@ -55,17 +55,25 @@ pub(super) struct Problem {
     pub(super) message: String,
     pub(super) label: String,
     pub(super) help: Option<String>,
+    /// The line is right for iptables; it only cannot be done here.
+    pub(super) is_refusal: bool,
 }
 
 impl Problem {
     /// `message` is the headline, `label` stands under the underlined text.
     pub(super) fn new(span: Span, message: impl Into<String>, label: impl Into<String>) -> Problem {
-        Problem { span, message: message.into(), label: label.into(), help: None }
+        Problem { span, message: message.into(), label: label.into(), help: None, is_refusal: false }
     }
 
     /// With advice.
     pub(super) fn help(mut self, help: impl Into<String>) -> Problem {
         self.help = Some(help.into());
+        self
+    }
+
+    /// The line is right for iptables; it only cannot be done here.
+    pub(super) fn refusal(mut self) -> Problem {
+        self.is_refusal = true;
         self
     }
 
@@ -230,6 +238,17 @@ impl<'t> Report<'t> {
     /// Understood, but not to be done.
     pub(super) fn not_honoured(&mut self, problem: Problem) {
         self.not_honoured.push(problem);
+    }
+
+    /// Makes warnings of what cannot be done, where `is_the_hosts` says so of its place: no forwarded packet comes there.
+    pub(super) fn leave_to_the_host(&mut self, is_the_hosts: impl Fn(Span) -> bool) {
+        let (left, kept) = core::mem::take(&mut self.not_honoured).into_iter().partition(|it| is_the_hosts(it.span));
+        self.not_honoured = kept;
+        let said = |problem: Problem| {
+            let message = format!("{}; it is left to the host", problem.message);
+            Problem { message, label: "no forwarded packet comes here".to_owned(), help: None, ..problem }
+        };
+        self.warnings.extend(Vec::into_iter(left).map(said));
     }
 
     pub(super) fn has_errors(&self) -> bool {

@@ -152,6 +152,14 @@ fn states_taken(rule: &Rule) -> u16 {
     asked.fold(state::STATES, |taken, (bits, invert)| taken & if invert { !bits } else { bits })
 }
 
+fn asks_state(matched: &Match) -> bool {
+    match matched {
+        Match::State(_) => true,
+        Match::Conntrack(asked) => asked.state.is_some(),
+        _ => false,
+    }
+}
+
 fn rules_of<'a>(chains: &'a [&Chain]) -> impl Iterator<Item = &'a Rule> {
     chains.iter().flat_map(|chain| &chain.rules)
 }
@@ -190,7 +198,7 @@ fn new_without_syn(chains: &[&Chain], report: &mut Report<'_>) {
     if rules_of(chains).any(refuses_rest) {
         return;
     }
-    let asks = |rule: &Rule| rule.matches.iter().any(|m| matches!(m, Match::State(_) | Match::Conntrack(_)));
+    let asks = |rule: &Rule| rule.matches.iter().any(asks_state);
     let opens = |rule: &&Rule| {
         rule.target == Target::Accept && tcp(rule) && asks(rule) && states_taken(rule) & state::NEW != 0 && !flags(rule)
     };

@@ -148,6 +148,8 @@ pub fn understand_with_sets(
     };
     check::check(&ruleset, &mut report);
     ruleset.named_sets = set::check(&ruleset, &mut report);
+    let hosts = check::rules_of_the_host(&ruleset);
+    report.leave_to_the_host(|place| hosts.iter().any(|rule| rule.start <= place.start && place.end <= rule.end));
     if report.has_errors() {
         return Err(report.finish());
     }

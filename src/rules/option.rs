@@ -406,7 +406,7 @@ impl<'a> Reader<'a, '_, '_> {
         }
         if let Some(refused) = matches::refused(name) {
             let message = format!("match `{name}` cannot be honoured: {}", refused.reason);
-            return Err(Problem::new(span, message, "not possible here").help(refused.help));
+            return Err(Problem::new(span, message, "not possible here").help(refused.help).refusal());
         }
         let covered = names_of(Match::KINDS, family);
         if names::MATCHES_NOT_COVERED.contains(&name) {
@@ -464,7 +464,8 @@ impl<'a> Reader<'a, '_, '_> {
             return Ok(index);
         }
         if let Some(reason) = refused::reason(name).filter(|_| targets_too) {
-            return Err(Problem::new(span, format!("target `{name}` is refused"), "not done here").help(reason));
+            let problem = Problem::new(span, format!("target `{name}` is refused"), "not done here");
+            return Err(problem.help(reason).refusal());
         }
         let chains = self.scope.table.names().iter().skip(self.scope.table.builtin).map(String::as_str);
         let targets = ["ACCEPT", "DROP", "RETURN"].into_iter().chain(Target::KINDS.iter().map(|kind| kind.name));

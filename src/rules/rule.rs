@@ -289,6 +289,9 @@ pub struct Rule {
     pub target: Target,
     /// Where the target is named.
     pub target_span: Span,
+    /// A rule that iptables takes and that is not understood here, as its words; then the rest says nothing. Never in a chain
+    /// that forwarded packets come to, once the file is loaded.
+    pub opaque: Option<String>,
 }
 
 impl Rule {

@@ -65,6 +65,9 @@ pub(super) const fn bang(invert: bool) -> &'static str {
 
 fn save_rule(out: &mut String, family: Family, chain: &str, rule: &Rule, chains: &[Chain]) {
     push(out, format_args!("-A {chain}"));
+    if let Some(words) = &rule.opaque {
+        return push(out, format_args!(" {words}"));
+    }
     save_address(out, "-s", &rule.src, family);
     save_address(out, "-d", &rule.dst, family);
     for (option, interface) in [("-i", &rule.in_interface), ("-o", &rule.out_interface)] {
@@ -154,6 +157,12 @@ pub(super) fn string_text(text: &str) -> String {
         true => text.to_owned(),
         false => quoted(text),
     }
+}
+
+/// A word of a line that is printed as it was: quoted where it has to be.
+pub(super) fn word_text(text: &str) -> String {
+    let plain = !text.is_empty() && !text.contains([' ', '\t', '"']);
+    if plain { text.to_owned() } else { quoted(text) }
 }
 
 fn quoted(text: &str) -> String {

@@ -431,7 +431,8 @@ fn all_bad_lines_are_told_at_once_with_line_and_column() {
                 -A FORWARD -m owner --uid-owner 0\n-A FORWARD -s 10.0.0.300 -j DROP\nCOMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\n\
                 -A PREROUTING -p tcp -j DNAT --to-destination 10.0.0.1\nCOMMIT\n";
     let diagnostics = load("/etc/rules.v4", text, Family::V4, &PORTS).expect_err("four bad lines");
-    let places: Vec<(usize, usize)> = diagnostics.iter().map(|d| (d.line, d.column)).collect();
+    let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error);
+    let places: Vec<(usize, usize)> = errors.map(|d| (d.line, d.column)).collect();
     assert_eq!(places, [(4, 19), (6, 15), (7, 15), (11, 25)]);
     let shown = diagnostics.to_string();
     for part in [
@@ -734,6 +735,20 @@ fn edit() -> impl Strategy<Value = Edit> {
         )
         .prop_map(|word| Edit::Insert(word.to_owned())),
     ]
+}
+
+/// What cannot be done in a chain of the host's is the host's to do: a warning, and the rule is printed as it was.
+#[test]
+fn rules_of_the_host_may_say_what_is_not_understood_here() {
+    let rules = "-A OUTPUT -m owner --uid-owner 0 -j U\n-A U -j AUDIT --type \"a b\"\n-A FORWARD -j ACCEPT";
+    let ruleset = load4(rules).unwrap_or_else(|bad| panic!("{bad}"));
+    let left = |d: &&Diagnostic| d.message.ends_with("it is left to the host");
+    assert_eq!(ruleset.warnings().iter().filter(left).count(), 2, "{}", ruleset.warnings());
+    for rule in ["-A OUTPUT -m owner --uid-owner 0 -j U", "-A U -j AUDIT --type \"a b\""] {
+        assert!(save(&ruleset, None).contains(rule), "{rule}");
+    }
+    let wrong = load4(&format!("{rules}\n-A FORWARD -j U")).expect_err("a forwarded packet comes to U now");
+    assert_eq!(wrong.errors(), 1, "{wrong}");
 }
 
 /// The list for operators names every match and target that there is.

@@ -8,8 +8,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("CONNSECMARK", "packets carry no SELinux label here; use CONNMARK to remember something of a connection"),
     ("DNPT", "addresses are not translated by this version; leave the prefix translation to another router"),
     ("ECN", "it works around hosts that could not bear ECN twenty years ago; leave the rule out"),
+    ("FLOWOFFLOAD", "packets are on the fast path anyway; leave the rule out"),
     ("HMARK", "marks are not computed from addresses by this version; use MARK with rules for each network"),
     ("IDLETIMER", "there is no sysfs for its timers; ask `xrouter conntrack` or the metrics for what is in use"),
+    ("IMQ", "packets do not pass Linux's traffic control; leave the rule out"),
     ("LED", "packets do not pass the kernel, so they cannot trigger its LEDs; use the LED's `netdev` trigger"),
     ("MIRROR", "Linux has removed it, because it makes a router attack whom a forged source names; use REJECT"),
     (
@@ -25,6 +27,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("SECMARK", "packets carry no SELinux label here; use MARK"),
     ("SNPT", "addresses are not translated by this version; leave the prefix translation to another router"),
     ("SYNPROXY", "handshakes are not answered for others; use `-m connlimit` or `-m hashlimit` against floods of SYNs"),
+    ("TARPIT", "connections are not held open for others; use DROP"),
     ("TCPOPTSTRIP", "TCP options are not removed by this version; use TCPMSS for the segment size"),
     ("TEE", "packets are not doubled; use NFLOG for a copy to look at, or mirror the port on the switch"),
     (
