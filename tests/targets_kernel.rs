@@ -63,6 +63,9 @@ fn rules_of(saved: &str) -> String {
 /// What we print of it, or why we do not take it.
 fn ours(family: Family, table: TableName, text: &str) -> Result<String, String> {
     let ruleset = rules::understand("list", text, family, &["lan", "wan"]).map_err(|wrong| wrong.to_string())?;
+    if ruleset.chains.iter().flat_map(|chain| &chain.rules).any(|rule| rule.opaque.is_some()) {
+        return Err(ruleset.not_honoured().to_string());
+    }
     Ok(rules_of(&rules::save_table(&ruleset, table, None)))
 }
 

@@ -194,7 +194,12 @@ fn pin(core: usize) {
 }
 
 async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Result<(), Failure> {
-    let settings = sysctl::at_start(config.sysctl_from_kernel, &config.conntrack)?;
+    let mut settings = sysctl::at_start(config.sysctl_from_kernel, &config.conntrack)?;
+    if !settings.acct && rulesets.iter().any(|ruleset| ruleset.wants_accounting()) {
+        // As Linux does when such a rule is loaded.
+        settings.acct = true;
+        tracing::info!("nf_conntrack_acct = 1: a rule asks with `-m connbytes` what connections have carried");
+    }
     let control = ControlSocket::bind(&config.control)?;
     let mut nflog = match &config.nflog {
         Some(path) => Some(NflogWriter::open(path)?),

@@ -244,6 +244,7 @@ struct Built {
     rulesets: [Arc<Ruleset>; 2],
     pairs: [Vec<Option<usize>>; 2],
     policy: Arc<Policy>,
+    registry: Registry,
     ledgers: Vec<Ledger>,
     report: ReloadReport,
 }
@@ -316,9 +317,12 @@ fn build(
     let read = start.elapsed();
     let start = Instant::now();
     let pairs = [0, 1].map(|at| rules::unchanged(&before.rulesets[at], &rulesets[at]));
-    let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
-    let policy = Arc::new(compile_after(&rulesets, config.track, &mut registry, &before.policy, &pairs));
-    drop(registry);
+    let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner).successor();
+    // A dry run makes nothing: what rules share by name would notice.
+    let policy = match wish.dry_run {
+        true => Arc::clone(&before.policy),
+        false => Arc::new(compile_after(&rulesets, config.track, &mut registry, &before.policy, &pairs)),
+    };
     let compiled = start.elapsed();
     let ledgers = (0..workers).map(|_| Ledger::new(&policy)).collect();
     let mut report = ReloadReport {
@@ -352,10 +356,7 @@ fn build(
     if tracked(&before.policy) != tracked(&policy) {
         report.notes.extend(untracked(&policy));
     }
-    if !wish.dry_run {
-        host::apply(&config, [&rulesets[0], &rulesets[1]])?;
-    }
-    Ok(Built { config, rulesets, pairs, policy, ledgers, report })
+    Ok(Built { config, rulesets, pairs, policy, registry, ledgers, report })
 }
 
 fn sets_report(file: &str, sets: &SetTable) -> SetsReport {
@@ -558,7 +559,11 @@ impl Workers {
         let built = made.await.map_err(lost)??;
         let (rulesets, mut report) = (built.rulesets.clone(), built.report.clone());
         if !wish.dry_run {
+            self.check_accounting(&rulesets).await?;
             self.change_settings(&built.config, &mut report.notes).await?;
+            let (config, of_host) = (built.config.clone(), rulesets.clone());
+            let applied = tokio::task::spawn_blocking(move || host::apply(&config, [&of_host[0], &of_host[1]]));
+            applied.await.map_err(lost)??;
             self.publish(built).await?;
         }
         let outcome = match wish.established {
@@ -569,6 +574,18 @@ impl Workers {
         // The new rules are in force all the same.
         report.unfinished = outcome.err().map(|error| format!("not every connection was looked at: {error}"));
         Ok(report)
+    }
+
+    /// Refuses rules that want packets and bytes counted where the memory for it was not taken at start.
+    async fn check_accounting(&self, rulesets: &[Arc<Ruleset>; 2]) -> Result<(), Refused> {
+        let wanted = rulesets.iter().any(|ruleset| ruleset.wants_accounting());
+        match wanted && !self.settings.lock().await.acct {
+            false => Ok(()),
+            true => Err(Refused::Files(
+                "error: `-m connbytes` wants nf_conntrack_acct, whose memory is taken at start: these rules need a restart"
+                    .to_owned(),
+            )),
+        }
     }
 
     /// Puts conntrack settings in force that the configuration has changed.
@@ -616,6 +633,9 @@ impl Workers {
             in_force.counted[at] = counted[at].carry(&in_force.rulesets[at], &built.rulesets[at], &built.pairs[at]);
         }
         (in_force.config, in_force.rulesets) = (built.config, built.rulesets);
+        let mut registry = built.registry;
+        registry.forget_unused();
+        *self.registry.lock().unwrap_or_else(PoisonError::into_inner) = registry;
         // No worker reads it any more, so it is here that its memory is given back.
         drop(old);
         Ok(())

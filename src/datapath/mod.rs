@@ -624,7 +624,7 @@ impl Path<'_> {
             wall,
             conn,
             direction: info.direction(),
-            random,
+            random: core::cell::Cell::new(random | 1),
             family: packet.family,
             now: self.now,
         };

@@ -1,5 +1,7 @@
 //! The world as rules see it from a packet's way: [`Surroundings`], made anew for every chain a packet enters.
 
+use core::cell::Cell;
+
 use crate::conntrack::{ConnRef, Conntrack, Direction, Tuple};
 use crate::device::PortId;
 use crate::route::Route;
@@ -21,8 +23,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) conn: ConnRef,
     /// Which of its tuples the packet has.
     pub(super) direction: Direction,
-    /// Random, drawn for this packet.
-    pub(super) random: u32,
+    /// Where the next random number comes from; drawn for this chain, never 0.
+    pub(super) random: Cell<u32>,
     pub(super) family: Family,
     pub(super) now: Instant,
 }
@@ -82,8 +84,14 @@ impl World for Surroundings<'_> {
         self.wall.at(self.now)
     }
 
+    /// Another one each time (xorshift32): a rule must not meet the number that the rule before it met.
     fn random(&self) -> u32 {
-        self.random
+        let mut next = self.random.get();
+        next ^= next << 13;
+        next ^= next >> 17;
+        next ^= next << 5;
+        self.random.set(next);
+        next
     }
 
     fn log(&mut self, request: &LogRequest<'_>) {

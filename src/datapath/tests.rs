@@ -352,3 +352,16 @@ fn tcp_syn(sport: u16) -> Vec<u8> {
     assert_eq!(bytes[47], tcp::SYN);
     bytes
 }
+
+#[test]
+fn every_random_match_draws_anew() {
+    let mut router = Bench::new();
+    let text = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m statistic --mode random --probability 0.5 -j ACCEPT\n\
+                -A FORWARD -m statistic --mode random --probability 0.5 -j DROP\nCOMMIT\n";
+    let rules = rules::load("dice", text, Family::V4, &["lan0", "wan0"]).expect("good rules");
+    router.policy = Policy { generation: 2, v4: RuleVector::compile(&rules), ..router.policy };
+    let packet = |n: u16| udp(PortId::LAN, [10, 1, 0, 2], SERVER, (1000 + n, 80), 64, 8);
+    let dropped = (0..400).filter(|&n| router.one(PortId::LAN, &packet(n)).is_none()).count();
+    // A quarter; the same number for both rules would never drop one.
+    assert!((60..140).contains(&dropped), "{dropped} of 400");
+}

@@ -9,6 +9,7 @@ use super::parse::{chain_policy, check_chain_name};
 use super::rule::Rule;
 use super::save::word_text;
 use super::table::Table;
+use super::targets::Target;
 use super::token::Token;
 use super::value;
 use crate::wire::Family;
@@ -93,7 +94,8 @@ impl<'a> Line<'a> {
             Err(problem) if problem.is_refusal => {
                 report.not_honoured(problem);
                 let words: Vec<String> = options.iter().map(|option| word_text(&option.text)).collect();
-                Ok(vec![Rule { span, opaque: Some(words.join(" ")), ..Rule::default() }])
+                let target = leads_to(options, table);
+                Ok(vec![Rule { span, target, opaque: Some(words.join(" ")), ..Rule::default() }])
             }
             other => other,
         }
@@ -234,6 +236,19 @@ impl<'a> Line<'a> {
         table.rename(chain, &name.text);
         Ok(())
     }
+}
+
+/// Where a line leads whose other words are not understood: to the chain it names, if any.
+fn leads_to(options: &[Token], table: &Table) -> Target {
+    let found = options.windows(2).find_map(|pair| {
+        let chain = table.find(&pair[1].text).filter(|&chain| chain >= table.builtin)?;
+        match pair[0].text.as_str() {
+            "-j" | "--jump" => Some(Target::Jump(chain)),
+            "-g" | "--goto" => Some(Target::Goto(chain)),
+            _ => None,
+        }
+    });
+    found.unwrap_or_default()
 }
 
 fn count(rules: usize) -> String {

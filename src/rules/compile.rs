@@ -185,7 +185,9 @@ impl<'a> Parts<'a> {
             }
             Match::Multiport(multiport) => Op::Multiport(multiport.clone()),
             other => {
-                let own = self.old_rule(place.0).filter(|_| !matches!(other, Match::Set(_)));
+                // What has a name is found by it.
+                let is_named = matches!(other, Match::Set(_) | Match::Recent(_) | Match::Hashlimit(_));
+                let own = self.old_rule(place.0).filter(|_| !is_named);
                 let kept = own.and_then(|old| self.kept_matches.get(&(old, place.1)));
                 let state = match (kept, self.previous) {
                     (Some(&index), Some(previous)) => previous.vector.matches[index].state.clone(),

@@ -222,6 +222,12 @@ impl Ruleset {
         self.chains.iter().flat_map(|chain| &chain.rules).any(Rule::wants_conntrack)
     }
 
+    /// Whether some rule of the file needs packets and bytes of connections to be counted (`nf_conntrack_acct`); Linux then
+    /// turns that on.
+    pub fn wants_accounting(&self) -> bool {
+        self.chains.iter().flat_map(|chain| &chain.rules).any(Rule::wants_accounting)
+    }
+
     /// Chains that a packet entering `from` can reach, `from` first, in order of discovery.
     pub fn reachable_from(&self, from: ChainIndex) -> Vec<ChainIndex> {
         let mut found = vec![from];
@@ -289,12 +295,18 @@ pub struct Rule {
     pub target: Target,
     /// Where the target is named.
     pub target_span: Span,
-    /// A rule that iptables takes and that is not understood here, as its words; then the rest says nothing. Never in a chain
+    /// A rule that iptables takes and that is not understood here, as its words; then the rest says nothing, but for the chain it
+    /// leads to. Never in a chain
     /// that forwarded packets come to, once the file is loaded.
     pub opaque: Option<String>,
 }
 
 impl Rule {
+    /// Whether it makes Linux count packets and bytes of connections.
+    pub fn wants_accounting(&self) -> bool {
+        self.matches.iter().any(|matched| matches!(matched, Match::Connbytes(_)))
+    }
+
     /// Whether it makes Linux track connections.
     pub fn wants_conntrack(&self) -> bool {
         self.matches.iter().any(Match::wants_conntrack) || self.target.wants_conntrack()

@@ -218,10 +218,10 @@ impl RuleVector {
         reads: &mut R,
     ) -> Decision {
         let Some(entry) = self.entries[chain] else { return Decision::Accept };
-        let facts = Facts::<W>::of(context);
+        let mut facts = Facts::<W>::of(context);
         let mut stack = [0u32; MAX_DEPTH];
         let mut depth = 0;
-        let key = runs::key(&facts);
+        let mut key = runs::key(&facts);
         let mut at = entry.start as usize;
         let mut ask_at = runs.entered(at, facts.readable);
         loop {
@@ -254,7 +254,11 @@ impl RuleVector {
                 Action::Accept => return Decision::Accept,
                 Action::Drop => return Decision::Drop(DropReason::RuleDrop),
                 Action::Run(index) => match self.run_target(index, context, world, reads) {
-                    Outcome::Continue => {}
+                    Outcome::Continue if context.info.state_bit() == facts.state => {}
+                    Outcome::Continue => {
+                        facts.state = context.info.state_bit();
+                        key = runs::key(&facts);
+                    }
                     Outcome::Accept => return Decision::Accept,
                     Outcome::Drop(reason) => return Decision::Drop(reason),
                     Outcome::Reject(with) => return Decision::Reject(with),

@@ -3,7 +3,7 @@
 //! The first CT or NOTRACK rule that a packet meets speaks; later ones find the template attached and leave it.
 
 use super::argument;
-use crate::conntrack::{Template, Zone, ZoneDirection};
+use crate::conntrack::{CtInfo, Template, Zone, ZoneDirection};
 use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::{Problem, nearest};
 use crate::rules::extension::{Action, Basis, Extension, Given, OptionSpec, Outcome, Whole};
@@ -259,6 +259,10 @@ impl Extension for Ct {
 /// Leaves `template` for conntrack, unless a rule before has left one.
 pub(super) fn give(context: &mut Context<'_>, template: Template) {
     if !context.template.given {
+        if template.notrack {
+            // At once, also for rules that follow in raw.
+            context.info = CtInfo::Untracked;
+        }
         context.template = Template { given: true, ..template };
     }
 }
