@@ -6,8 +6,8 @@
 //! counters, which a property test holds. What is not covered is refused with all bad places at once
 //! ([`Diagnostics`]); nothing is left out in silence.
 //!
-//! The semantics are x_tables' own (the legacy kernel engine's, which Linux documents), for the filter table's FORWARD
-//! chain. INPUT and OUTPUT are the host's: understood and checked, not evaluated.
+//! The semantics are x_tables' own (the legacy kernel engine's, which Linux documents), for the chains of all tables that a
+//! forwarded packet meets ([`PATH`]). INPUT and OUTPUT are the host's: understood and checked, not evaluated.
 
 mod admit;
 mod check;
@@ -18,7 +18,6 @@ mod counter;
 mod default;
 mod diagnostic;
 mod explain;
-#[allow(dead_code)] // extensions to come use the rest
 mod extension;
 #[cfg(test)]
 mod extension_testing;

@@ -307,10 +307,6 @@ pub(super) const fn reject_names(family: Family) -> &'static [(&'static str, &'s
     }
 }
 
-/// Matches that iptables 1.8 has and this version does not cover.
-pub(super) const MATCHES_NOT_COVERED: &[&str] =
-    &["bpf", "connbytes", "connlimit", "hashlimit", "quota", "recent", "statistic", "string", "time", "u32"];
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -409,10 +409,6 @@ impl<'a> Reader<'a, '_, '_> {
             return Err(Problem::new(span, message, "not possible here").help(refused.help).refusal());
         }
         let covered = names_of(Match::KINDS, family);
-        if names::MATCHES_NOT_COVERED.contains(&name) {
-            let message = format!("match `{name}` is not covered by this version");
-            return Err(Problem::new(span, message, "not covered").help(format!("covered are: {covered}")));
-        }
         let near = nearest(name, Match::KINDS.iter().map(|kind| kind.name));
         Err(Problem::new(span, format!("unknown match `{name}`"), "no such match")
             .help(near.map_or(format!("covered are: {covered}"), |near| format!("did you mean `{near}`?"))))
@@ -502,19 +498,25 @@ impl<'a> Reader<'a, '_, '_> {
             let whole = Whole { seen: &loaded.seen, span: loaded.span, family, table, rule: &rule };
             loaded.value.check(&whole)?;
             if let Some(why) = loaded.value.not_honoured() {
-                self.report.not_honoured(Problem::new(loaded.span, why, "understood, but it cannot be done here"));
+                self.report.not_honoured(not_done(loaded.span, "-m", loaded.kind.name, &why));
             }
         }
         if let Some(aim) = self.aim {
             aim.value.check(&Whole { seen: &aim.seen, span: aim.span, family, table, rule: &rule })?;
             if let Some(why) = aim.value.not_honoured() {
-                self.report.not_honoured(Problem::new(aim.span, why, "understood, but it cannot be done here"));
+                self.report.not_honoured(not_done(aim.span, "-j", aim.value.name(), &why));
             }
             rule.target_span = aim.span;
             rule.target = aim.value;
         }
         Ok(spread(rule, &self.sources, &self.destinations))
     }
+}
+
+/// A line that is right, and cannot be done here.
+fn not_done(span: Span, dash: &str, name: &str, why: &str) -> Problem {
+    Problem::new(span, format!("`{dash} {name}`: {why}"), "understood, but it cannot be done here")
+        .help("take the line out of this file, and let another router, or the kernel, do what it asks")
 }
 
 /// Every spelling of every option.

@@ -217,7 +217,7 @@ impl Ruleset {
     }
 
     /// Whether some rule of the file, wherever it stands, needs connections to be tracked. Linux tracks only then (the
-    /// extension's `checkentry` asks for it), and with a nat table.
+    /// extension's `checkentry` asks for it).
     pub fn wants_conntrack(&self) -> bool {
         self.chains.iter().flat_map(|chain| &chain.rules).any(Rule::wants_conntrack)
     }
