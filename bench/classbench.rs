@@ -254,3 +254,22 @@ pub(crate) fn headers_file<const N: usize>(headers: &[Key<N>]) -> String {
     }
     file
 }
+
+/// The set as rules of a chain that accepts what matches.
+pub fn rules_text<const N: usize>(rules: &[Bounds<N>]) -> String {
+    let mut text = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n".to_owned();
+    for rule in rules {
+        let [src, dst] = [0..N / 2, N / 2..N].map(|half| prefix(rule, half));
+        text += &format!("-A FORWARD -s {src} -d {dst}");
+        if let Some(number) = rule.proto {
+            text += &format!(" -p {number}");
+        }
+        if let Some(proto) = rule.proto.filter(|proto| [6, 17].contains(proto)) {
+            let ((s1, s2), (d1, d2)) = (rule.sport, rule.dport);
+            let name = if proto == 6 { "tcp" } else { "udp" };
+            text += &format!(" -m {name} --sport {s1}:{s2} --dport {d1}:{d2}");
+        }
+        text += " -j ACCEPT\n";
+    }
+    text + "COMMIT\n"
+}

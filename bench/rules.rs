@@ -82,25 +82,6 @@ fn changes<const N: usize>(index: &Index<N>, set: &Set<N>) -> f64 {
     f64::from(CHANGES) / start.elapsed().as_secs_f64()
 }
 
-/// The set as rules of a chain that accepts what matches.
-fn text<const N: usize>(rules: &[Bounds<N>]) -> String {
-    let mut text = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n".to_owned();
-    for rule in rules {
-        let [src, dst] = [0..N / 2, N / 2..N].map(|half| classbench::prefix(rule, half));
-        text += &format!("-A FORWARD -s {src} -d {dst}");
-        if let Some(number) = rule.proto {
-            text += &format!(" -p {number}");
-        }
-        if let Some(proto) = rule.proto.filter(|proto| [6, 17].contains(proto)) {
-            let ((s1, s2), (d1, d2)) = (rule.sport, rule.dport);
-            let name = if proto == 6 { "tcp" } else { "udp" };
-            text += &format!(" -m {name} --sport {s1}:{s2} --dport {d1}:{d2}");
-        }
-        text += " -j ACCEPT\n";
-    }
-    text + "COMMIT\n"
-}
-
 /// The packet of a header; for all of it that rules of these sets ask.
 fn packet<const N: usize>(key: &Key<N>, blank: &Packet) -> Packet {
     let bits = |half: &[u32]| half.iter().fold(0u128, |bits, &word| bits << 32 | u128::from(word));
@@ -115,7 +96,7 @@ fn packet<const N: usize>(key: &Key<N>, blank: &Packet) -> Packet {
 /// Nanoseconds for the whole evaluation of a packet of a new connection, and milliseconds to compile the rules.
 fn evaluate<const N: usize>(set: &Set<N>) -> (f64, f64) {
     let family = if N == 2 { Family::V4 } else { Family::V6 };
-    let ruleset = load("bench", &text(&set.rules), family, &["lan0", "wan0"]).expect("good rules");
+    let ruleset = load("bench", &classbench::rules_text(&set.rules), family, &["lan0", "wan0"]).expect("good rules");
     let compile = measure(1, || drop(black_box(RuleVector::compile(&ruleset)))) / 1e6;
     let vector = RuleVector::compile(&ruleset);
     let mut counters = vector.counters();

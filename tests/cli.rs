@@ -269,6 +269,36 @@ fn a_reload_says_what_it_did_and_shows_what_is_wrong() {
 }
 
 #[test]
+fn words_of_iptables_become_lines_for_the_daemon() {
+    let daemon = daemon("change", 3);
+    let asked = |verb: &str, words: &str| {
+        let words: Vec<&str> = words.split('|').collect();
+        xrouter(&[&[verb, "--control", &daemon.path], &words[..]].concat())
+    };
+    // The daemon of this test gives the text back as a note.
+    for (verb, words, text) in [
+        ("iptables", "-A|FORWARD|-j|DROP", "*filter\n-A FORWARD -j DROP\nCOMMIT"),
+        ("ip6tables", "-t|mangle|-w|-F", "*mangle\n-F\nCOMMIT"),
+        (
+            "iptables",
+            "-A|a|-m|comment|--comment|it's \"so\"",
+            "*filter\n-A a -m comment --comment \"it\\'s \\\"so\\\"\"\nCOMMIT",
+        ),
+    ] {
+        let (code, said, complaints) = asked(verb, words);
+        assert_eq!((code, said.as_str()), (0, ""), "{complaints}");
+        assert!(complaints.contains(text), "{text} is not in {complaints}");
+    }
+    let (_, said, _) = asked("ip6tables", "-v|-F");
+    assert!(said.contains("IPv6 rules (0 added, 0 removed)"), "{said}");
+    refused(&["iptables", "--control", &daemon.path, "-A", "wrong"], 2, &["a line is wrong", "iptables:2:1"]);
+    refused(&["iptables", "--control", &daemon.path, "-t", "fliter", "-F"], 2, &["fliter", "filter, raw, mangle"]);
+    refused(&["iptables", "--control", &daemon.path, "-v"], 2, &["no command"]);
+    refused(&["iptables", "--control", "/nowhere/xrouter.sock", "-F"], 4, &["no xrouter listens"]);
+    refused(&["rules", "restore", "--control", "/nowhere/xrouter.sock", "/dev/null"], 4, &["no xrouter listens"]);
+}
+
+#[test]
 fn settings_are_shown_and_changed_as_sysctl_does() {
     let daemon = daemon("sysctl", 3);
     let sysctl = |args: &[&str]| xrouter(&[&["sysctl", "--control", &daemon.path], args].concat());

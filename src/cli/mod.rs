@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::control::config::{self, CpuList, HostChains, InterfaceName, Layer, Mode, Placed, Poll, Track, Workers};
 use crate::control::startup::Failure;
+use crate::wire::Family;
 
 mod capture;
 mod conntrack;
@@ -170,6 +171,10 @@ enum Verb {
     Trace(trace::TraceArgs),
     /// Show and change a running router's conntrack settings, as sysctl(8) does
     Sysctl(sysctl::SysctlArgs),
+    /// Change a running router's IPv4 rules, as iptables(8) does
+    Iptables(rules::change::IptablesArgs),
+    /// Change a running router's IPv6 rules, as ip6tables(8) does
+    Ip6tables(rules::change::IptablesArgs),
     /// Have a running router read its rules again
     Reload(reload::ReloadArgs),
     /// Show a running router's sets
@@ -206,6 +211,8 @@ pub fn main() -> ExitCode {
         Some(Verb::Explain(args)) => explain::run(&args),
         Some(Verb::Trace(args)) => trace::run(&args),
         Some(Verb::Sysctl(args)) => sysctl::run(&args),
+        Some(Verb::Iptables(args)) => rules::change::iptables(&args, Family::V4),
+        Some(Verb::Ip6tables(args)) => rules::change::iptables(&args, Family::V6),
         Some(Verb::Reload(args)) => reload::run(&args),
         Some(Verb::Sets(args)) => sets::run(&args),
         Some(Verb::Replay(args)) => replay::run(&args),

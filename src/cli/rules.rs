@@ -1,5 +1,6 @@
 //! `xrouter rules ...`; and how every verb reads its rules.
 
+pub(super) mod change;
 mod check;
 mod diff;
 mod fmt;
@@ -41,9 +42,19 @@ Exit codes: 0 the rules can be used; 2 they cannot, and every bad line is shown.
     Stats(live::StatsArgs),
     /// Print the running daemon's rules, as iptables-save does
     Save(live::SaveArgs),
-    /// Read a file as iptables-restore --test does
-    #[command(after_help = "A running daemon takes other rules by `xrouter reload`.")]
-    Restore(check::RestoreArgs),
+    /// Give the running daemon the rules of a file, or changes to its rules, as iptables-restore does
+    #[command(after_help = "Examples:
+  xrouter rules restore --test /etc/iptables/rules.v4
+  echo '*filter
+  -I FORWARD 1 -s 192.0.2.1 -j DROP
+  COMMIT' | xrouter rules restore --noflush
+
+All lines come into force at once, or none. The tables in the file are replaced, and others stay; with --noflush its lines are
+done to the rules there are. Connections stay, and are judged by the new rules packet by packet. The files
+that the daemon was started with know nothing of it: `xrouter reload` brings their rules back.
+
+Exit codes: 0 done; 1 failed; 2 the file is wrong, and nothing was changed; 4 no daemon.")]
+    Restore(change::RestoreArgs),
     /// Print the policy that applies without a rules file
     Default(DefaultArgs),
 }
@@ -91,7 +102,7 @@ struct PortArgs {
 pub(super) fn run(args: RulesArgs) -> Result<(), Failure> {
     match args.what {
         What::Check(args) => check::run(&args),
-        What::Restore(args) => check::restore(&args),
+        What::Restore(args) => change::restore(&args),
         What::Fmt(args) => fmt::run(&args),
         What::Diff(args) => diff::run(&args),
         What::Stats(args) => live::stats(&args),

@@ -1,13 +1,13 @@
 //! The control socket: JSON lines over a Unix stream socket, the server for the daemon and the client for the verbs.
 //!
-//! A client writes one [`Request`] per line. The daemon answers each with [`Reply`] lines: `stats`, `rules`, `get`,
-//! `sysctl`, `reload` and `explain` with one, `conntrack` and `delete` with one per connection and then `end`, `events` and
-//! `trace` with one per event or packet for as long as the client stays; whatever goes wrong with one `error`. A request
-//! that is too long or no JSON is answered with an error, and after one that is too long the connection ends, since nobody
-//! knows where the next begins. Listings are fetched from the workers in bounded pieces that are written before the next is
-//! fetched, so a long listing holds no worker up and takes no more memory than a short one, and a client that does not read
-//! is given up after [`WRITE_TIME`]. One that listens to events is not given up: it loses events, and is told how many.
-//! The server knows the workers only as a [`Backend`].
+//! A client writes one [`Request`] per line. The daemon answers each with [`Reply`] lines: `stats`, `rules`, `get`, `sysctl`,
+//! `reload`, `change` and `explain` with one, `conntrack` and `delete` with one per connection and then `end`, `events` and
+//! `trace` with one per event or packet for as long as the client stays; whatever goes wrong with one `error`. A request that is
+//! too long or no JSON is answered with an error, and after one that is too long the connection ends, since nobody knows where
+//! the next begins. Listings are fetched from the workers in bounded pieces that are written before the next is fetched, so a
+//! long listing holds no worker up and takes no more memory than a short one, and a client that does not read is given up after
+//! [`WRITE_TIME`]. One that listens to events is not given up: it loses events, and is told how many. The server knows the
+//! workers only as a [`Backend`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,6 +25,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader as Async
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast;
 
+use super::change::{ChangeReport, ChangeWish};
 use super::explain::{Explanation, Question};
 use super::reload::{Refused, ReloadReport, Wish};
 use super::startup::Failure;
@@ -38,8 +39,11 @@ use crate::worker::Walk;
 #[cfg(test)]
 pub(super) mod tests;
 
-/// The longest request line, in bytes.
-pub const MAX_REQUEST: usize = 4096;
+/// The longest request line, in bytes: a change of some hundred thousand rules.
+pub const MAX_REQUEST: usize = 16 << 20;
+
+/// Memory for requests that a client keeps between them, in bytes.
+const REQUEST_KEPT: usize = 4096;
 
 /// Most clients served at a time; more wait in the listen queue.
 const MAX_CLIENTS: usize = 32;
@@ -99,6 +103,9 @@ pub trait Backend {
 
     /// Reads rules and configuration again, for process `by`.
     fn reload(&self, wish: &Wish, by: u32) -> impl Future<Output = Result<ReloadReport, Refused>>;
+
+    /// Changes rules, for process `by`.
+    fn change(&self, wish: ChangeWish, by: u32) -> impl Future<Output = Result<ChangeReport, Refused>>;
 }
 
 /// What a listener hears.
@@ -207,13 +214,15 @@ pub enum Request {
     },
     /// Read rules and configuration again.
     Reload(Wish),
+    /// Change rules line by line.
+    Change(ChangeWish),
     /// What would become of a packet, and why.
     Explain(Question),
     /// What becomes of packets, from now on until the client goes.
     Trace(TraceWish),
 }
 
-fn four() -> u8 {
+pub(super) fn four() -> u8 {
     4
 }
 
@@ -251,6 +260,8 @@ pub enum Reply {
     },
     /// The answer to `reload`.
     Reloaded(ReloadReport),
+    /// The answer to `change`.
+    Changed(ChangeReport),
     /// A file is wrong, and nothing was changed: every wrong place, to be shown as it is.
     Refused(String),
     /// The answer to `explain`.
@@ -357,6 +368,7 @@ async fn client<B: Backend>(stream: UnixStream, backend: &B) {
     let mut line = Vec::new();
     loop {
         line.clear();
+        line.shrink_to(REQUEST_KEPT);
         let limit = MAX_REQUEST as u64 + 1;
         let got = tokio::time::timeout(IDLE_TIME, (&mut read).take(limit).read_until(b'\n', &mut line)).await;
         if !matches!(got, Ok(Ok(1..))) {
@@ -404,17 +416,26 @@ async fn answer<B: Backend>(write: &mut Writer, request: Request, pid: u32, back
             backend.get(&tuple).await.map(|found| found.map_or(Reply::None {}, Reply::Conn))
         }
         Request::Sysctl { set } => backend.sysctl(&set).await.map(Reply::Sysctl),
-        Request::Reload(wish) => match backend.reload(&wish, pid).await {
-            Ok(report) => Ok(Reply::Reloaded(report)),
-            Err(Refused::Files(report)) => Ok(Reply::Refused(report)),
-            Err(Refused::Workers(error)) => Err(error),
-        },
+        Request::Reload(wish) => done(backend.reload(&wish, pid).await.map(Reply::Reloaded)),
+        Request::Change(ChangeWish { family, .. }) if !matches!(family, 4 | 6) => {
+            Ok(Reply::Error(format!("family {family}: allowed: 4 or 6")))
+        }
+        Request::Change(wish) => done(backend.change(wish, pid).await.map(Reply::Changed)),
         Request::Explain(question) => {
             backend.explain(&question).await.map(|explanation| Reply::Explained(Box::new(explanation)))
         }
         Request::Events { .. } | Request::Trace(_) => unreachable!("taken by the caller"),
     };
     send(write, &reply.unwrap_or_else(|error| Reply::Error(error.0))).await
+}
+
+/// What a wish for other rules came to.
+fn done(outcome: Result<Reply, Refused>) -> Result<Reply, BackendError> {
+    match outcome {
+        Ok(reply) => Ok(reply),
+        Err(Refused::Files(report)) => Ok(Reply::Refused(report)),
+        Err(Refused::Workers(error)) => Err(error),
+    }
 }
 
 /// The connections, piece by piece.

@@ -16,6 +16,7 @@ use rtrb::{Consumer, RingBuffer};
 use tokio::sync::{Mutex, broadcast};
 
 use super::api::{Backend, BackendError, EventReport, Told};
+use super::change::{ChangeReport, ChangeWish};
 use super::config::Config;
 use super::explain::{self, Explanation, Question, Scene, Sketch};
 use super::reload::{Refused, ReloadReport, Reloads, Wish};
@@ -495,6 +496,10 @@ impl Backend for Workers {
 
     async fn reload(&self, wish: &Wish, by: u32) -> Result<ReloadReport, Refused> {
         self.reload_now(wish, by).await
+    }
+
+    async fn change(&self, wish: ChangeWish, by: u32) -> Result<ChangeReport, Refused> {
+        self.change_now(wish, by).await
     }
 }
 

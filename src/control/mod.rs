@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod backend;
+pub mod change;
 pub mod config;
 pub mod daemon;
 pub mod explain;

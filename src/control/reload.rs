@@ -36,7 +36,8 @@ use crate::conntrack::{ConnFilter, ConnView, CtStatus, Tuple};
 use crate::datapath::Ledger;
 use crate::route::Route;
 use crate::rules::{
-    self, Admits, Diagnostics, FirstPacket, Judge, Previous, Registry, RuleCounters, RuleVector, Ruleset, SetTable,
+    self, Admits, ChainIndex, Diagnostics, FirstPacket, Judge, Previous, Registry, RuleCounters, RuleVector, Ruleset,
+    SetTable,
 };
 use crate::snapshot::{Policy, Routing};
 use crate::wire::{Addr, Family, proto};
@@ -220,7 +221,7 @@ impl fmt::Display for ReloadReport {
     }
 }
 
-const fn plural(count: u64) -> &'static str {
+pub(super) const fn plural(count: u64) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 
@@ -238,22 +239,24 @@ impl Reloads {
     }
 }
 
-/// Files that were read and compiled, and are not in force yet.
-struct Built {
-    config: Config,
-    rulesets: [Arc<Ruleset>; 2],
-    pairs: [Vec<Option<usize>>; 2],
-    policy: Arc<Policy>,
-    registry: Registry,
-    ledgers: Vec<Ledger>,
-    report: ReloadReport,
+/// What was read and compiled, and is not in force yet.
+pub(super) struct Built {
+    pub(super) config: Config,
+    pub(super) rulesets: [Arc<Ruleset>; 2],
+    /// By rule: the number of the one in force whose counts go on in it.
+    pub(super) counted: [Vec<Option<usize>>; 2],
+    /// Built-in chains whose policy counts from zero.
+    pub(super) zeroed: [Vec<ChainIndex>; 2],
+    pub(super) policy: Arc<Policy>,
+    pub(super) registry: Registry,
+    pub(super) ledgers: Vec<Ledger>,
 }
 
 /// What is in force while others are built.
-struct Before {
-    config: Config,
-    rulesets: [Arc<Ruleset>; 2],
-    policy: Arc<Policy>,
+pub(super) struct Before {
+    pub(super) config: Config,
+    pub(super) rulesets: [Arc<Ruleset>; 2],
+    pub(super) policy: Arc<Policy>,
 }
 
 /// The rules compiled, to be the first in force.
@@ -285,7 +288,7 @@ pub(super) fn untracked(policy: &Policy) -> Option<String> {
 }
 
 /// The rules compiled, to follow others: rules that stay keep what they have counted and remembered.
-fn compile_after(
+pub(super) fn compile_after(
     rulesets: &[Arc<Ruleset>; 2],
     track: Track,
     registry: &mut Registry,
@@ -307,7 +310,7 @@ fn build(
     workers: usize,
     at: crate::time::Instant,
     wish: &Wish,
-) -> Result<Built, Failure> {
+) -> Result<(Built, ReloadReport), Failure> {
     let start = Instant::now();
     let config = sources.config()?;
     // The interfaces cannot change, whatever the file says now.
@@ -356,7 +359,8 @@ fn build(
     if tracked(&before.policy) != tracked(&policy) {
         report.notes.extend(untracked(&policy));
     }
-    Ok(Built { config, rulesets, pairs, policy, registry, ledgers, report })
+    let zeroed = Default::default();
+    Ok((Built { config, rulesets, counted: pairs, zeroed, policy, registry, ledgers }, report))
 }
 
 fn sets_report(file: &str, sets: &SetTable) -> SetsReport {
@@ -397,7 +401,7 @@ fn change_sets(
     })
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e5).round() / 100.0
 }
 
@@ -544,11 +548,7 @@ impl Workers {
     }
 
     async fn reload_with(&self, sources: &Sources, wish: &Wish, by: u32) -> Result<ReloadReport, Refused> {
-        let before = {
-            let in_force = self.in_force.lock().await;
-            let (config, rulesets) = (in_force.config.clone(), in_force.rulesets.clone());
-            Before { config, rulesets, policy: self.policy.load_full() }
-        };
+        let before = self.before().await;
         let (sources, registry, workers, wish) = (sources.clone(), self.registry.clone(), self.workers(), *wish);
         let (at, lost) = (self.now(), |error| BackendError(format!("the rules could not be compiled: {error}")));
         if wish.sets {
@@ -556,8 +556,8 @@ impl Workers {
             return Ok(made.await.map_err(lost)??);
         }
         let made = tokio::task::spawn_blocking(move || build(&sources, &before, &registry, workers, at, &wish));
-        let built = made.await.map_err(lost)??;
-        let (rulesets, mut report) = (built.rulesets.clone(), built.report.clone());
+        let (built, mut report) = made.await.map_err(lost)??;
+        let rulesets = built.rulesets.clone();
         if !wish.dry_run {
             self.check_accounting(&rulesets).await?;
             self.change_settings(&built.config, &mut report.notes).await?;
@@ -576,8 +576,15 @@ impl Workers {
         Ok(report)
     }
 
+    /// What is in force.
+    pub(super) async fn before(&self) -> Before {
+        let in_force = self.in_force.lock().await;
+        let (config, rulesets) = (in_force.config.clone(), in_force.rulesets.clone());
+        Before { config, rulesets, policy: self.policy.load_full() }
+    }
+
     /// Refuses rules that want packets and bytes counted where the memory for it was not taken at start.
-    async fn check_accounting(&self, rulesets: &[Arc<Ruleset>; 2]) -> Result<(), Refused> {
+    pub(super) async fn check_accounting(&self, rulesets: &[Arc<Ruleset>; 2]) -> Result<(), Refused> {
         let wanted = rulesets.iter().any(|ruleset| ruleset.wants_accounting());
         match wanted && !self.settings.lock().await.acct {
             false => Ok(()),
@@ -607,7 +614,7 @@ impl Workers {
     }
 
     /// Steps 2 and 3.
-    async fn publish(&self, built: Built) -> Result<(), Refused> {
+    pub(super) async fn publish(&self, built: Built) -> Result<(), Refused> {
         let mut in_force = self.in_force.lock().await;
         for (worker, ledger) in built.ledgers.into_iter().enumerate() {
             match self.ask(worker, Request::Prepare(Box::new(ledger))).await? {
@@ -630,7 +637,10 @@ impl Workers {
             }
         }
         for at in [0, 1] {
-            in_force.counted[at] = counted[at].carry(&in_force.rulesets[at], &built.rulesets[at], &built.pairs[at]);
+            let (old, new) = (&in_force.rulesets[at], &built.rulesets[at]);
+            let mut carried = counted[at].carry(old, new, &built.counted[at]);
+            carried.zero_policies(&built.zeroed[at]);
+            in_force.counted[at] = carried;
         }
         (in_force.config, in_force.rulesets) = (built.config, built.rulesets);
         let mut registry = built.registry;

@@ -6,12 +6,16 @@ use super::host;
 use super::rule::{BUILTIN, Hook, InterfaceMatch, MAX_DEPTH, PATH, Policy, Ruleset, TableName};
 use super::targets::Target;
 
-/// Refuses loops and jumps that go too deep; warns of what an expert would look at twice.
+/// Refuses loops, jumps that go too deep, and rules where they cannot be.
 pub(super) fn check(ruleset: &Ruleset, report: &mut Report<'_>) {
     if !check_loops(ruleset, report) {
         check_depth(ruleset, report);
         check_hooks(ruleset, report);
     }
+}
+
+/// Warns of what an expert would look at twice.
+pub(super) fn warn(ruleset: &Ruleset, report: &mut Report<'_>) {
     if !ruleset.has(TableName::Filter) {
         let message = format!("{} has no filter table: everything is forwarded", ruleset.file);
         report

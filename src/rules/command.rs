@@ -33,7 +33,7 @@ pub(super) fn run(line: &Line<'_>, table: &mut Table, report: &mut Report<'_>) -
         "-A" | "--append" => {
             let (chain, options) = line.chain(table)?;
             let rules = line.rules(table, chain, options, report)?;
-            table.chains[chain].rules.extend(rules);
+            table.append(chain, rules);
             Ok(())
         }
         "-I" | "--insert" => line.insert(table, report),
@@ -49,11 +49,7 @@ pub(super) fn run(line: &Line<'_>, table: &mut Table, report: &mut Report<'_>) -
         "-F" | "--flush" => line.flush(table),
         "-P" | "--policy" => line.policy(table),
         "-E" | "--rename-chain" => line.rename(table),
-        // Counters begin at zero here anyway.
-        "-Z" | "--zero" => match line.rest {
-            [] => Ok(()),
-            _ => line.chain(table).map(|_| ()),
-        },
+        "-Z" | "--zero" => line.zero(table),
         "-L" | "-S" | "--list" | "--list-rules" => Err(line.problem("listing is not for a rules file", "leave it out")),
         text => Err(line.problem(&format!("`{text}` is not a command"), "expected `-A CHAIN ...`")),
     }
@@ -113,12 +109,12 @@ impl<'a> Line<'a> {
         let (chain, options) = self.chain(table)?;
         let (number, span, options) = Line::number(options).unwrap_or((1, self.command.span, options));
         let rules = self.rules(table, chain, options, report)?;
-        let held = &mut table.chains[chain].rules;
-        if number == 0 || number > held.len() + 1 {
-            let message = format!("no place {number} to insert at: the chain has {}", count(held.len()));
+        let held = table.chains[chain].rules.len();
+        if number == 0 || number > held + 1 {
+            let message = format!("no place {number} to insert at: the chain has {}", count(held));
             return Err(Problem::new(span, message, "rules are numbered from 1"));
         }
-        rules.into_iter().for_each(|rule| held.insert(number - 1, rule));
+        rules.into_iter().for_each(|rule| table.insert(chain, number - 1, rule));
         Ok(())
     }
 
@@ -128,12 +124,12 @@ impl<'a> Line<'a> {
             return Err(self.problem("`-R` needs the number of a rule", "expected `-R CHAIN NUMBER RULE`"));
         };
         let mut rules = self.rules(table, chain, options, report)?;
-        let held = &mut table.chains[chain].rules;
-        if number == 0 || number > held.len() {
-            return Err(no_rule(number, held.len(), span));
+        let held = table.chains[chain].rules.len();
+        if number == 0 || number > held {
+            return Err(no_rule(number, held, span));
         }
         match (rules.pop(), rules.is_empty()) {
-            (Some(rule), true) => held[number - 1] = rule,
+            (Some(rule), true) => table.replace(chain, number - 1, rule),
             _ => return Err(self.problem("`-R` replaces one rule by one", "several addresses make several rules")),
         }
         Ok(())
@@ -154,14 +150,14 @@ impl<'a> Line<'a> {
                 self.place_of(table, chain, &rules)?
             }
         };
-        table.chains[chain].rules.remove(place);
+        table.delete(chain, place);
         Ok(())
     }
 
     /// The first rule that is the same.
     fn place_of(&self, table: &Table, chain: usize, rules: &[Rule]) -> Result<usize, Problem> {
         let held = &table.chains[chain].rules;
-        let found = rules.first().and_then(|wanted| held.iter().position(|rule| rule == wanted));
+        let found = rules.first().and_then(|wanted| held.iter().position(|rule| **rule == *wanted));
         found.ok_or_else(|| self.problem("no such rule in the chain", "nothing to delete or check"))
     }
 
@@ -201,11 +197,22 @@ impl<'a> Line<'a> {
 
     fn flush(&self, table: &mut Table) -> Result<(), Problem> {
         match self.rest {
-            [] => table.chains.iter_mut().for_each(|chain| chain.rules.clear()),
-            _ => {
-                let (chain, _) = self.chain(table)?;
-                table.chains[chain].rules.clear();
-            }
+            [] => (0..table.chains.len()).for_each(|chain| table.flush(chain)),
+            _ => table.flush(self.chain(table)?.0),
+        }
+        Ok(())
+    }
+
+    fn zero(&self, table: &mut Table) -> Result<(), Problem> {
+        if self.rest.is_empty() {
+            (0..table.chains.len()).for_each(|chain| table.zero(chain, None));
+            return Ok(());
+        }
+        let (chain, options) = self.chain(table)?;
+        let held = table.chains[chain].rules.len();
+        match Line::number(options) {
+            Some((number, span, _)) if number == 0 || number > held => return Err(no_rule(number, held, span)),
+            number => table.zero(chain, number.map(|(number, ..)| number - 1)),
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::row::{Action, INVERT_DST, INVERT_PROTO, INVERT_SRC, NO_PORT, Op, Row,
 use super::rule::{
     AddrMatch, BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, FORWARD, InterfaceMatch, PATH, Policy, Rule, Ruleset,
 };
-use super::runs::Runs;
+use super::runs::{Before, Runs};
 use super::targets::{Target, TracePlace};
 use super::vector::{ChainName, Entry, OtherMatch, Previous, RowPlace, Rows, RuleVector, RunTarget};
 use crate::wire::Family;
@@ -51,12 +51,20 @@ impl<'a> Parts<'a> {
         let rows = match ruleset.family {
             Family::V4 => {
                 let rows = self.rows(&order, &starts);
-                let runs = Runs::of(&rows, self.chains(&order, &starts));
+                let before = self.before(&rows, |previous| match previous {
+                    Rows::V4(rows, runs) => Some((rows, runs)),
+                    Rows::V6(..) => None,
+                });
+                let runs = Runs::of(&rows, self.chains(&order, &starts), before.as_ref());
                 Rows::V4(rows.into(), runs)
             }
             Family::V6 => {
                 let rows = self.rows(&order, &starts);
-                let runs = Runs::of(&rows, self.chains(&order, &starts));
+                let before = self.before(&rows, |previous| match previous {
+                    Rows::V6(rows, runs) => Some((rows, runs)),
+                    Rows::V4(..) => None,
+                });
+                let runs = Runs::of(&rows, self.chains(&order, &starts), before.as_ref());
                 Rows::V6(rows.into(), runs)
             }
         };
@@ -81,6 +89,26 @@ impl<'a> Parts<'a> {
             wants_conntrack: ruleset.wants_conntrack(),
             only_filters,
         }
+    }
+
+    /// The previous vector, for the indices of `rows`.
+    fn before<W: Word, const N: usize>(
+        &self,
+        rows: &[Row<W>],
+        of_family: impl Fn(&'a Rows) -> Option<(&'a Box<[Row<W>]>, &'a Runs<N>)>,
+    ) -> Option<Before<'a, W, N>> {
+        let Previous { vector, unchanged } = self.previous?;
+        let (old, runs) = of_family(&vector.rows)?;
+        let mut row_of_rule = vec![None; vector.rule_count];
+        for (at, row) in (0..).zip(old.iter()).filter(|(_, row)| row.action != Action::End) {
+            row_of_rule[row.counter as usize] = Some(at);
+        }
+        let is_rule = |row: &&Row<W>| row.action != Action::End;
+        let of = |row: &Row<W>| {
+            let row = Some(row).filter(is_rule)?;
+            row_of_rule[unchanged.get(row.counter as usize).copied()??]
+        };
+        Some(Before { rows: old, runs, row_before: rows.iter().map(of).collect() })
     }
 
     /// Where each chain begins, and its length.

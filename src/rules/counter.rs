@@ -4,7 +4,7 @@
 //! shared, so counting costs two additions. When the rules change, [`RuleCounters::carry`] takes over what was counted for
 //! those that stay.
 
-use super::rule::{BUILTIN_CHAINS, Ruleset};
+use super::rule::{BUILTIN_CHAINS, ChainIndex, Ruleset};
 
 /// Packets, and bytes of whole IP packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -71,6 +71,11 @@ impl RuleCounters {
         assert_eq!(self.rules.len(), other.rules.len(), "counters of different rulesets");
         self.rules.iter_mut().zip(&other.rules).for_each(|(mine, theirs)| mine.add(theirs));
         self.policies.iter_mut().zip(&other.policies[..]).for_each(|(mine, theirs)| mine.add(theirs));
+    }
+
+    /// The policies of these chains begin at zero.
+    pub fn zero_policies(&mut self, chains: &[ChainIndex]) {
+        chains.iter().for_each(|&chain| self.policies[chain] = Counter::default());
     }
 
     /// These counts of `old`'s rules, for the rules of `new`. `pairs` says which of them `old` had ([`super::unchanged`]); the

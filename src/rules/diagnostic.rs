@@ -214,6 +214,8 @@ impl<'a> IntoIterator for &'a Diagnostics {
 pub(super) struct Report<'t> {
     file: &'t str,
     text: &'t str,
+    /// Places begin here: those below are of what the text changes, and shown as its beginning.
+    first: usize,
     line_starts: Vec<usize>,
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
@@ -222,9 +224,19 @@ pub(super) struct Report<'t> {
 
 impl<'t> Report<'t> {
     pub(super) fn new(file: &'t str, text: &'t str) -> Report<'t> {
+        Report::after(0, file, text)
+    }
+
+    /// Of a text whose places begin at `first`.
+    pub(super) fn after(first: usize, file: &'t str, text: &'t str) -> Report<'t> {
         let breaks = text.bytes().enumerate().filter(|&(_, byte)| byte == b'\n').map(|(at, _)| at + 1);
         let line_starts = core::iter::once(0).chain(breaks).collect();
-        Report { file, text, line_starts, errors: Vec::new(), warnings: Vec::new(), not_honoured: Vec::new() }
+        Report { file, text, first, line_starts, errors: Vec::new(), warnings: Vec::new(), not_honoured: Vec::new() }
+    }
+
+    /// Where the text's places begin.
+    pub(super) fn first_place(&self) -> usize {
+        self.first
     }
 
     pub(super) fn error(&mut self, problem: Problem) {
@@ -255,8 +267,13 @@ impl<'t> Report<'t> {
         !self.errors.is_empty()
     }
 
+    pub(super) fn has_not_honoured(&self) -> bool {
+        !self.not_honoured.is_empty()
+    }
+
     /// The line (from 1) that holds byte `at`.
     pub(super) fn line_of(&self, at: usize) -> usize {
+        let at = at.saturating_sub(self.first);
         self.line_starts.partition_point(|&start| start <= at)
     }
 
@@ -286,12 +303,12 @@ impl<'t> Report<'t> {
     }
 
     fn place(&self, problem: &Problem, severity: Severity) -> Diagnostic {
-        let start = problem.span.start.min(self.text.len());
-        let line = self.line_of(start);
+        let line = self.line_of(problem.span.start);
+        let start = problem.span.start.saturating_sub(self.first).min(self.text.len());
         let line_start = self.line_starts[line - 1];
         let text = self.text[line_start..].split('\n').next().unwrap_or_default();
         let from = start - line_start;
-        let to = problem.span.end.saturating_sub(line_start).clamp(from, text.len());
+        let to = problem.span.end.saturating_sub(self.first + line_start).clamp(from, text.len());
         Diagnostic {
             severity,
             file: self.file.to_owned(),

@@ -161,7 +161,7 @@ fn asks_state(matched: &Match) -> bool {
 }
 
 fn rules_of<'a>(chains: &'a [&Chain]) -> impl Iterator<Item = &'a Rule> {
-    chains.iter().flat_map(|chain| &chain.rules)
+    chains.iter().flat_map(|chain| &chain.rules).map(|rule| &**rule)
 }
 
 /// `-m state`, once for the file.
@@ -214,7 +214,7 @@ fn related_of_helpers(ruleset: &Ruleset, chains: &[&Chain], report: &mut Report<
         let text = || super::rule_text(ruleset.family, "", rule, &ruleset.chains);
         rule.target.name() == "CT" && text().contains("--helper")
     };
-    if !ruleset.chains.iter().flat_map(|chain| &chain.rules).any(assigns) {
+    if !ruleset.chains.iter().flat_map(|chain| &chain.rules).any(|rule| assigns(rule)) {
         return;
     }
     let restricted = |rule: &Rule| {

@@ -10,6 +10,7 @@
 //! forwarded packet meets ([`PATH`]). INPUT and OUTPUT are the host's: understood and checked, not evaluated.
 
 mod admit;
+mod change;
 mod check;
 mod command;
 mod compile;
@@ -58,6 +59,7 @@ pub(crate) mod set_generator;
 mod tests;
 
 pub use admit::{Admits, FirstPacket, Judge};
+pub use change::{Changed, change};
 pub use context::{AddressType, Context, Liveness, World};
 pub use counter::{Counter, RuleCounters};
 pub use default::{DEFAULT_V4, DEFAULT_V6, default_policy};
@@ -70,7 +72,7 @@ pub use nflog::{NflogRecord, NflogRequest, packet_block};
 pub use pair::{rule_texts, unchanged};
 pub use registry::Registry;
 pub use rule::*;
-pub use save::{rule_text, save, save_table};
+pub use save::{line_text, rule_text, save, save_table};
 pub use set::{SetSummary, SetTable, Sets};
 pub use targets::{LogTarget, RejectWith, SetTarget, TRACE_LOG, Target, TraceEvent, TracePlace, log_flags};
 pub use told::Told;
@@ -132,20 +134,23 @@ pub fn understand_with_sets(
     sets: &Arc<SetTable>,
 ) -> Result<Ruleset, Diagnostics> {
     let mut report = diagnostic::Report::new(file, text);
-    let parsed = parse::parse(text, family, &mut report);
+    let parsed = parse::parse(text, family, None, &mut report);
     let mut ruleset = Ruleset {
         family,
         file: file.to_owned(),
         ports: ports.iter().map(|&port| port.to_owned()).collect(),
-        chains: parsed.chains,
+        chains: parsed.flat.chains,
         tables: parsed.tables,
         sets: Arc::clone(sets),
         named_sets: Vec::new(),
         warnings: Diagnostics::default(),
         not_honoured: Diagnostics::default(),
         line_starts: text.match_indices('\n').map(|(at, _)| at + 1).collect(),
+        file_end: text.len() + 1,
+        places: text.len() + 1,
     };
     check::check(&ruleset, &mut report);
+    check::warn(&ruleset, &mut report);
     ruleset.named_sets = set::check(&ruleset, &mut report);
     let hosts = check::rules_of_the_host(&ruleset);
     report.leave_to_the_host(|place| hosts.iter().any(|rule| rule.start <= place.start && place.end <= rule.end));

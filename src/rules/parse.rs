@@ -5,8 +5,8 @@
 
 use super::command::{self, Line};
 use super::diagnostic::{Problem, Report, Span, nearest};
-use super::rule::{Chain, Policy, TableName};
-use super::table::{Table, flatten};
+use super::rule::{Policy, Ruleset, TableName};
+use super::table::{Flat, Table, flatten};
 use super::targets::Target;
 use super::token::{Token, tokenize};
 use crate::wire::Family;
@@ -17,15 +17,23 @@ const CHAIN_NAME_MAX: usize = 28;
 /// What a file holds.
 #[derive(Debug)]
 pub(super) struct Parsed {
-    pub(super) chains: Vec<Chain>,
+    pub(super) flat: Flat,
     /// In the file's order.
     pub(super) tables: Vec<TableName>,
 }
 
-/// Reads the whole file. Problems go to `report`.
-pub(super) fn parse(text: &str, family: Family, report: &mut Report<'_>) -> Parsed {
-    let mut parser = Parser { family, report, table: None, seen: Vec::new(), done: Vec::new(), skipping: false };
-    let mut at = 0;
+/// What a text changes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Base<'a> {
+    pub(super) ruleset: &'a Ruleset,
+    /// Tables that the text has begin empty.
+    pub(super) flush: bool,
+}
+
+/// Reads the whole file: new tables, or changes to those of `base`. Problems go to `report`.
+pub(super) fn parse(text: &str, family: Family, base: Option<Base<'_>>, report: &mut Report<'_>) -> Parsed {
+    let mut at = report.first_place();
+    let mut parser = Parser { family, base, report, table: None, seen: Vec::new(), done: Vec::new(), skipping: false };
     for line in text.split('\n') {
         if let Err(problem) = parser.line(line, at) {
             parser.report.error(problem);
@@ -40,11 +48,20 @@ pub(super) fn parse(text: &str, family: Family, report: &mut Report<'_>) -> Pars
         );
         parser.done.push(table);
     }
-    Parsed { chains: flatten(parser.done), tables: parser.seen }
+    let (mut tables, mut done) = (parser.seen, parser.done);
+    if let Some(Base { ruleset, .. }) = base {
+        let (others, seen) = ruleset.tables.iter().partition::<Vec<_>, _>(|table| !tables.contains(table));
+        done.extend(others.iter().map(|&table| Table::of(ruleset, table, Span::default())));
+        // Those there were stay where they were.
+        let new = tables.into_iter().filter(|table| !seen.contains(table));
+        tables = ruleset.tables.iter().copied().chain(new).collect();
+    }
+    Parsed { flat: flatten(done), tables }
 }
 
 struct Parser<'r, 't> {
     family: Family,
+    base: Option<Base<'r>>,
     report: &'r mut Report<'t>,
     table: Option<Table>,
     /// Tables seen so far.
@@ -111,7 +128,11 @@ impl Parser<'_, '_> {
         }
         self.seen.push(known);
         self.skipping = false;
-        self.table = Some(Table::new(known, span));
+        self.table = Some(match self.base {
+            Some(Base { ruleset, flush: false }) => Table::of(ruleset, known, span),
+            Some(Base { ruleset, flush: true }) => Table::emptied(ruleset, known, span),
+            None => Table::new(known, span),
+        });
         Ok(())
     }
 
@@ -135,6 +156,11 @@ impl Parser<'_, '_> {
         // The chain is there even when its line is wrong, so that its rules are not reported too.
         let index = match table.find(&name.text) {
             Some(index) if index < table.builtin => index,
+            // Of the ruleset that is being changed: emptied, as by `iptables-restore --noflush`.
+            Some(index) if table.chains[index].span.end < self.report.first_place() => {
+                table.flush(index);
+                index
+            }
             Some(_) => {
                 return Err(Problem::new(
                     name.span,

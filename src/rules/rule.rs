@@ -155,6 +155,10 @@ pub struct Ruleset {
     pub(super) not_honoured: Diagnostics,
     /// Where the second line of the file begins, the third, and so on.
     pub(super) line_starts: Vec<usize>,
+    /// Places ([`Rule::span`]) from here on are not in the file but in texts that changed it.
+    pub(super) file_end: usize,
+    /// Where the next such text's places begin.
+    pub(super) places: usize,
 }
 
 impl PartialEq for Ruleset {
@@ -183,7 +187,8 @@ impl Ruleset {
 
     /// The line of the file that a thing stands in, from 1; none for what is not in the file.
     pub fn line(&self, span: Span) -> Option<u32> {
-        (span.end > 0).then(|| self.line_starts.partition_point(|&start| start <= span.start) as u32 + 1)
+        (span.end > 0 && span.start < self.file_end)
+            .then(|| self.line_starts.partition_point(|&start| start <= span.start) as u32 + 1)
     }
 
     /// Whether the file has the table.
@@ -219,13 +224,13 @@ impl Ruleset {
     /// Whether some rule of the file, wherever it stands, needs connections to be tracked. Linux tracks only then (the
     /// extension's `checkentry` asks for it).
     pub fn wants_conntrack(&self) -> bool {
-        self.chains.iter().flat_map(|chain| &chain.rules).any(Rule::wants_conntrack)
+        self.chains.iter().flat_map(|chain| &chain.rules).any(|rule| rule.wants_conntrack())
     }
 
     /// Whether some rule of the file needs packets and bytes of connections to be counted (`nf_conntrack_acct`); Linux then
     /// turns that on.
     pub fn wants_accounting(&self) -> bool {
-        self.chains.iter().flat_map(|chain| &chain.rules).any(Rule::wants_accounting)
+        self.chains.iter().flat_map(|chain| &chain.rules).any(|rule| rule.wants_accounting())
     }
 
     /// Chains that a packet entering `from` can reach, `from` first, in order of discovery.
@@ -255,8 +260,8 @@ pub struct Chain {
     pub table: TableName,
     /// Policy of a built-in chain; `None` for a user chain.
     pub policy: Option<Policy>,
-    /// Its rules, in order.
-    pub rules: Vec<Rule>,
+    /// Its rules, in order; shared with rulesets that were made of this one by a change.
+    pub rules: Vec<Arc<Rule>>,
     /// Where it is declared.
     pub span: Span,
 }

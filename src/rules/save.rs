@@ -50,6 +50,11 @@ pub fn rule_text(family: Family, chain: &str, rule: &Rule, chains: &[Chain]) -> 
     out
 }
 
+/// The words of a command line as a line of a rules file.
+pub fn line_text<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
+    words.into_iter().map(word_text).collect::<Vec<_>>().join(" ")
+}
+
 /// Writing to a `String` cannot fail.
 pub(super) fn push(out: &mut String, args: core::fmt::Arguments<'_>) {
     out.write_fmt(args).unwrap_or_default();

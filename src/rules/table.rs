@@ -2,9 +2,31 @@
 //! declaration; [`flatten`] makes one list of all tables' chains, as [`super::Ruleset::chains`] has them.
 
 use super::diagnostic::Span;
-use super::rule::{BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, Hook, Policy, Rule, TableName};
+use super::rule::{BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, Hook, Policy, Rule, Ruleset, TableName};
 use super::targets::Target;
 use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a rule is in the ruleset that is being changed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Kept {
+    /// Its number there.
+    number: Option<usize>,
+    /// Its counters begin anew all the same.
+    zeroed: bool,
+}
+
+/// All tables' chains as one list, as in [`super::Ruleset::chains`]. See [`flatten`].
+#[derive(Debug)]
+pub(super) struct Flat {
+    pub(super) chains: Vec<Chain>,
+    /// By rule, in their order: its number in the ruleset that is being changed.
+    pub(super) kept: Vec<Option<usize>>,
+    /// The same of those whose counts go on.
+    pub(super) counted: Vec<Option<usize>>,
+    /// Chains whose policy's counters begin anew.
+    pub(super) zeroed: Vec<ChainIndex>,
+}
 
 /// See the module's head.
 pub(super) struct Table {
@@ -16,6 +38,10 @@ pub(super) struct Table {
     names: Vec<String>,
     places: HashMap<String, usize>,
     pub(super) chains: Vec<Chain>,
+    /// By chain and rule.
+    kept: Vec<Vec<Kept>>,
+    /// By chain: its policy's counters begin anew.
+    zeroed: Vec<bool>,
 }
 
 /// Places in [`BUILTIN`] of a table's built-in chains, in its order.
@@ -34,7 +60,75 @@ impl Table {
             builtin_of(name).map(|(_, hook)| blank_chain(hook.chain_name(), name, accept)).collect();
         let names: Vec<String> = chains.iter().map(|chain| chain.name.clone()).collect();
         let places = names.iter().cloned().zip(0..).collect();
-        Table { name, span, builtin: chains.len(), names, places, chains }
+        let (kept, zeroed) = (vec![Vec::new(); chains.len()], vec![false; chains.len()]);
+        Table { name, span, builtin: chains.len(), names, places, chains, kept, zeroed }
+    }
+
+    /// As it is in `ruleset`, to be changed.
+    pub(super) fn of(ruleset: &Ruleset, name: TableName, span: Span) -> Table {
+        let mut table = Table::new(name, span);
+        let first = ruleset.first_counters();
+        let mut places = HashMap::new();
+        for (index, chain) in ruleset.chains_of(name) {
+            let place = table.find(&chain.name).unwrap_or_else(|| table.declare(&chain.name));
+            table.chains[place] = chain.clone();
+            let numbers = (first[index]..).take(chain.rules.len());
+            table.kept[place] = numbers.map(|number| Kept { number: Some(number), zeroed: false }).collect();
+            places.insert(index, place);
+        }
+        table.retarget(|chain| places[&chain]);
+        table
+    }
+
+    /// Without the rules and user chains that it has in `ruleset`; policies stay until they are named.
+    pub(super) fn emptied(ruleset: &Ruleset, name: TableName, span: Span) -> Table {
+        let mut table = Table::new(name, span);
+        for (own, (_, chain)) in table.chains.iter_mut().zip(ruleset.chains_of(name)) {
+            own.policy = chain.policy;
+        }
+        table
+    }
+
+    /// Rules at the chain's end.
+    pub(super) fn append(&mut self, chain: usize, rules: Vec<Rule>) {
+        self.kept[chain].extend(rules.iter().map(|_| Kept::default()));
+        self.chains[chain].rules.extend(rules.into_iter().map(Arc::new));
+    }
+
+    /// A rule before the one at `place`.
+    pub(super) fn insert(&mut self, chain: usize, place: usize, rule: Rule) {
+        self.kept[chain].insert(place, Kept::default());
+        self.chains[chain].rules.insert(place, Arc::new(rule));
+    }
+
+    /// Another rule instead of the one at `place`.
+    pub(super) fn replace(&mut self, chain: usize, place: usize, rule: Rule) {
+        self.kept[chain][place] = Kept::default();
+        self.chains[chain].rules[place] = Arc::new(rule);
+    }
+
+    /// The rule at `place` goes.
+    pub(super) fn delete(&mut self, chain: usize, place: usize) {
+        self.kept[chain].remove(place);
+        self.chains[chain].rules.remove(place);
+    }
+
+    /// The chain's rules go.
+    pub(super) fn flush(&mut self, chain: usize) {
+        self.kept[chain].clear();
+        self.chains[chain].rules.clear();
+    }
+
+    /// Counters begin anew: of one rule, or of the chain and its policy.
+    pub(super) fn zero(&mut self, chain: usize, place: Option<usize>) {
+        let rules = &mut self.kept[chain];
+        match place {
+            Some(place) => rules[place].zeroed = true,
+            None => {
+                self.zeroed[chain] = true;
+                rules.iter_mut().for_each(|kept| kept.zeroed = true);
+            }
+        }
     }
 
     /// The hook of a built-in chain.
@@ -65,6 +159,8 @@ impl Table {
         self.places.insert(name.to_owned(), self.names.len());
         self.names.push(name.to_owned());
         self.chains.push(blank_chain(name, self.name, None));
+        self.kept.push(Vec::new());
+        self.zeroed.push(false);
         self.names.len() - 1
     }
 
@@ -78,22 +174,26 @@ impl Table {
     pub(super) fn remove(&mut self, index: usize) {
         self.names.remove(index);
         self.chains.remove(index);
+        self.kept.remove(index);
+        self.zeroed.remove(index);
         self.places = self.names.iter().cloned().zip(0..).collect();
         self.retarget(|chain| if chain > index { chain - 1 } else { chain });
     }
 
     fn retarget(&mut self, place: impl Fn(usize) -> usize) {
-        let rules = self.chains.iter_mut().flat_map(|chain| &mut chain.rules);
-        for Rule { target, .. } in rules {
-            if let Target::Jump(to) | Target::Goto(to) = target {
+        for rule in self.chains.iter_mut().flat_map(|chain| &mut chain.rules) {
+            if rule.target.chain().is_none_or(|to| place(to) == to) {
+                continue;
+            }
+            if let Target::Jump(to) | Target::Goto(to) = &mut Arc::make_mut(rule).target {
                 *to = place(*to);
             }
         }
     }
 }
 
-/// All tables' chains as one list, as in [`super::Ruleset::chains`]; targets follow.
-pub(super) fn flatten(tables: Vec<Table>) -> Vec<Chain> {
+/// All tables' chains as one list; targets follow.
+pub(super) fn flatten(tables: Vec<Table>) -> Flat {
     let mut chains: Vec<Chain> =
         BUILTIN.iter().map(|&(table, hook)| blank_chain(hook.chain_name(), table, Some(Policy::Accept))).collect();
     let mut user: Vec<(TableName, String)> = Vec::new();
@@ -102,6 +202,8 @@ pub(super) fn flatten(tables: Vec<Table>) -> Vec<Chain> {
     }
     user.sort();
     chains.extend(user.iter().map(|(table, name)| blank_chain(name, *table, None)));
+    let mut kept = vec![Vec::new(); chains.len()];
+    let mut zeroed = Vec::new();
     for mut table in tables {
         let builtin: Vec<ChainIndex> = builtin_of(table.name).map(|(index, _)| index).collect();
         let of_user = table.names[table.builtin..].iter().map(|name| {
@@ -110,9 +212,12 @@ pub(super) fn flatten(tables: Vec<Table>) -> Vec<Chain> {
         });
         let places: Vec<ChainIndex> = builtin.into_iter().chain(of_user).collect();
         table.retarget(|chain| places[chain]);
-        for (chain, &place) in table.chains.into_iter().zip(&places) {
-            chains[place] = chain;
+        zeroed.extend(places.iter().zip(&table.zeroed).filter(|(_, zeroed)| **zeroed).map(|(&place, _)| place));
+        for ((chain, of_chain), &place) in table.chains.into_iter().zip(table.kept).zip(&places) {
+            (chains[place], kept[place]) = (chain, of_chain);
         }
     }
-    chains
+    let kept = kept.concat();
+    let counted = kept.iter().map(|kept| kept.number.filter(|_| !kept.zeroed)).collect();
+    Flat { chains, kept: kept.iter().map(|kept| kept.number).collect(), counted, zeroed }
 }

@@ -607,10 +607,14 @@ fn count_steps(ruleset: &Ruleset, steps: &[RuleStep], bytes: u16, counters: &mut
 /// Both engines and the explaining one over the same packets; everything they say and count must be the same.
 fn compare_engines(family: Family, text: &str, cases: &[Case]) -> Result<(), TestCaseError> {
     let ruleset = load("random", text, family, &PORTS).map_err(|bad| TestCaseError::fail(format!("{text}\n{bad}")))?;
-    let vector = RuleVector::compile(&ruleset);
-    let (mut fast, mut slow) = (vector.counters(), RuleCounters::new(&ruleset));
+    compare_compiled(&ruleset, &RuleVector::compile(&ruleset), text, cases)
+}
+
+/// The same of rules that are compiled.
+fn compare_compiled(ruleset: &Ruleset, vector: &RuleVector, text: &str, cases: &[Case]) -> Result<(), TestCaseError> {
+    let (mut fast, mut slow) = (vector.counters(), RuleCounters::new(ruleset));
     let mut memory = oracle::Memory::default();
-    let (mut explainer, mut told) = (Explainer::default(), RuleCounters::new(&ruleset));
+    let (mut explainer, mut told) = (Explainer::default(), RuleCounters::new(ruleset));
     let mut now = Instant::from_secs(1000);
     for case in cases {
         now = now + case.pause_ns;
@@ -633,10 +637,10 @@ fn compare_engines(family: Family, text: &str, cases: &[Case]) -> Result<(), Tes
         });
         let [mut fast_world, mut slow_world, mut told_world] = [(); 3].map(|()| Told::default());
         let decision = vector.evaluate(FORWARD, &mut of_fast, &mut fast_world, &mut fast);
-        let expected = oracle::evaluate(&ruleset, FORWARD, &mut of_slow, &mut slow_world, &mut memory, &mut slow);
+        let expected = oracle::evaluate(ruleset, FORWARD, &mut of_slow, &mut slow_world, &mut memory, &mut slow);
         let mut steps = Vec::new();
-        let explained = explainer.explain(&ruleset, FORWARD, &mut of_told, &mut told_world, &mut steps);
-        count_steps(&ruleset, &steps, packet.l3_len, &mut told);
+        let explained = explainer.explain(ruleset, FORWARD, &mut of_told, &mut told_world, &mut steps);
+        count_steps(ruleset, &steps, packet.l3_len, &mut told);
         let lines = |world: &Told| world.logs.iter().map(|record| log_line(record, &PORTS)).collect::<Vec<_>>();
         let (fast_logs, slow_logs) = (lines(&fast_world), lines(&slow_world));
         prop_assert_eq!(lines(&told_world), fast_logs.clone());
@@ -650,6 +654,75 @@ fn compare_engines(family: Family, text: &str, cases: &[Case]) -> Result<(), Tes
         prop_assert_eq!(&fast, &slow, "{}\n{:?}", text, case);
     }
     Ok(())
+}
+
+/// Changes of a table, made of the rules of a file: appended, inserted and put instead of others, and others deleted.
+fn changes(of: &str, how: &[(u8, proptest::sample::Index)], base: &str) -> Vec<String> {
+    // How many rules each chain has.
+    let mut held = std::collections::HashMap::new();
+    let chain_of = |line: &str| line.split(' ').nth(1).unwrap_or_default().to_owned();
+    for line in base.lines().filter(|line| line.starts_with("-A")) {
+        *held.entry(chain_of(line)).or_insert(0) += 1;
+    }
+    let rules: Vec<&str> = of.lines().filter(|line| line.starts_with("-A")).collect();
+    let mut lines = Vec::new();
+    for (line, (kind, place)) in rules.iter().zip(how) {
+        let chain = chain_of(line);
+        let rule = line.splitn(3, ' ').nth(2).unwrap_or_default();
+        let held = held.entry(chain.clone()).or_insert(0);
+        lines.push(match (kind % 4, *held) {
+            (0, _) | (2.., 0) => format!("-A {chain} {rule}"),
+            (1, _) => format!("-I {chain} {} {rule}", place.index(*held + 1) + 1),
+            (2, _) => format!("-R {chain} {} {rule}", place.index(*held) + 1),
+            _ => format!("-D {chain} {}", place.index(*held) + 1),
+        });
+        match lines.last().map(|line| &line[..2]) {
+            Some("-D") => *held -= 1,
+            Some("-R") => {}
+            _ => *held += 1,
+        }
+    }
+    lines
+}
+
+/// Rules changed line by line are those of one file with all the lines; what stays is known; and what is compiled of them, from
+/// what was compiled before, says the same.
+fn compare_changed(
+    family: Family,
+    base: &str,
+    of: &str,
+    how: &[(u8, proptest::sample::Index)],
+    cases: &[Case],
+) -> Result<(), TestCaseError> {
+    let failed = |bad: Diagnostics| TestCaseError::fail(bad.to_string());
+    let lines = changes(of, how, base);
+    let whole = base.replace("COMMIT\n", &format!("{}\nCOMMIT\n", lines.join("\n")));
+    let mut ruleset = load("base", base, family, &PORTS).map_err(failed)?;
+    let mut vector = RuleVector::compile(&ruleset);
+    for some in lines.chunks(3) {
+        let text = format!("*filter\n{}\nCOMMIT\n", some.join("\n"));
+        let changed = change(&ruleset, "change", &text, false).map_err(failed)?;
+        let (before, after) = (rule_texts(&ruleset), rule_texts(&changed.ruleset));
+        prop_assert_eq!(changed.kept.len(), after.len());
+        for (text, number) in after.iter().zip(&changed.kept) {
+            prop_assert!(number.is_none_or(|number| before[number] == *text), "{:?}", text);
+        }
+        let gone = |line: &&String| line.starts_with("-D") || line.starts_with("-R");
+        // A change may take out again what it has put in.
+        let stay = before.len().saturating_sub(some.iter().filter(gone).count());
+        prop_assert!((stay..=before.len()).contains(&changed.kept.iter().flatten().count()));
+        let previous = Previous { vector: &vector, unchanged: &changed.kept };
+        vector = RuleVector::compile_after(&changed.ruleset, &mut Registry::default(), Some(previous));
+        ruleset = changed.ruleset;
+    }
+    let loaded = load("whole", &whole, family, &PORTS).map_err(failed)?;
+    prop_assert_eq!(&ruleset, &loaded);
+    prop_assert_eq!(save(&ruleset, None), save(&loaded, None));
+    compare_compiled(&ruleset, &vector, &whole, cases)
+}
+
+fn how() -> impl Strategy<Value = Vec<(u8, proptest::sample::Index)>> {
+    proptest::collection::vec((any::<u8>(), any::<proptest::sample::Index>()), 1..12)
 }
 
 proptest! {
@@ -715,6 +788,24 @@ proptest! {
     fn no_string_makes_the_loader_panic(text in "\\PC*") {
         let _ = load("noise", &text, Family::V4, &[]).map_err(|diagnostics| diagnostics.to_styled());
         let _ = load("noise", &format!("*filter\n{text}\nCOMMIT"), Family::V6, &[]).map_err(|bad| bad.to_string());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn changed_rules_are_those_of_a_whole_file_v4(
+        (base, cases) in scene(Family::V4, true), (of, _) in scene(Family::V4, false), how in how(),
+    ) {
+        compare_changed(Family::V4, &base, &of, &how, &cases)?;
+    }
+
+    #[test]
+    fn changed_rules_are_those_of_a_whole_file_v6(
+        (base, cases) in scene(Family::V6, true), (of, _) in scene(Family::V6, false), how in how(),
+    ) {
+        compare_changed(Family::V6, &base, &of, &how, &cases)?;
     }
 }
 

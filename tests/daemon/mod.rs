@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use tokio::sync::broadcast;
 use xrouter::conntrack::{ConnView, Conntrack, Tuple};
 use xrouter::control::api::{Backend, BackendError, ControlSocket, Told};
+use xrouter::control::change::{ChangeReport, ChangeWish};
 use xrouter::control::explain::{Explanation, Question};
 use xrouter::control::reload::{Refused, ReloadReport, Wish};
 use xrouter::control::stats::{ConntrackReport, Drops, SCHEMA, StatsReport, WorkerReport};
@@ -164,6 +165,14 @@ impl Backend for OneTable {
                 connections: self.table.borrow().len() as u64,
                 ..ReloadReport::default()
             }),
+        }
+    }
+
+    async fn change(&self, wish: ChangeWish, _: u32) -> Result<ChangeReport, Refused> {
+        match wish.text.contains("wrong") {
+            true => Err(Refused::Files(format!("error: a line is wrong\n --> {}:2:1", wish.name))),
+            // The text comes back, for the test to see.
+            false => Ok(ChangeReport { family: wish.family, notes: vec![wish.text], ..ChangeReport::default() }),
         }
     }
 }

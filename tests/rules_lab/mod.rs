@@ -29,6 +29,12 @@ pub(crate) static ALONE: Mutex<()> = Mutex::new(());
 
 /// Runs `program` and gives its output.
 pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> String {
+    try_run(program, arguments, input)
+        .unwrap_or_else(|error| panic!("{program} {arguments:?} failed: {error}\n{input}"))
+}
+
+/// The same of a program that may fail: then what it complains of.
+fn try_run(program: &str, arguments: &[&str], input: &str) -> Result<String, String> {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -38,9 +44,8 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> String {
         .unwrap_or_else(|error| panic!("{program}: {error}"));
     child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("writing to the child");
     let output = child.wait_with_output().expect("the child's end");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?} failed: {error}\n{input}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) }
 }
 
 /// Two namespaces and what is in them; gone when dropped.
@@ -96,12 +101,24 @@ impl Lab {
     }
 
     pub(crate) fn tool(&self, family: Family, tool: &str, arguments: &[&str], input: &str) -> String {
+        self.try_tool(family, tool, arguments, input)
+            .unwrap_or_else(|error| panic!("iptables-{tool} {arguments:?} failed: {error}\n{input}"))
+    }
+
+    /// The same of a tool that may refuse: then what it complains of.
+    pub(crate) fn try_tool(
+        &self,
+        family: Family,
+        tool: &str,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<String, String> {
         let program = match family {
             Family::V4 => format!("iptables-legacy-{tool}"),
             Family::V6 => format!("ip6tables-legacy-{tool}"),
         };
         let words = [&["netns", "exec", self.router.as_str(), program.as_str()], arguments].concat();
-        run("ip", &words, input)
+        try_run("ip", &words, input)
     }
 
     /// Sends the frames one after another, each into its port, and gives back what came out of the other one.

@@ -1,12 +1,11 @@
 //! `xrouter rules check FILE`: can these rules be used, what will be tracked, and what would an expert say?
-//! `xrouter rules restore --test [FILE]`: the same question, asked as `iptables-restore` is.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{PortArgs, VersionArgs, refused, text_of, understand, understand_with_sets, warn};
+use super::{PortArgs, VersionArgs, refused, text_of, understand_with_sets, warn};
 use crate::control::startup::Failure;
 use crate::rules::{self, Diagnostic, Diagnostics, FORWARD, Policy, Reason, Ruleset, Severity, Tracking};
 use crate::wire::Family;
@@ -25,18 +24,6 @@ pub(super) struct CheckArgs {
     /// As JSON, on one line
     #[arg(short = 'j', long)]
     json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct RestoreArgs {
-    /// Only read the rules
-    #[arg(short = 't', long, required = true)]
-    test: bool,
-    /// The file [default: standard input]
-    #[arg(default_value = "-")]
-    file: PathBuf,
-    #[command(flatten)]
-    version: VersionArgs,
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
@@ -65,17 +52,6 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
         writeln!(out, "{name}: good: {count} {version} rule{plural}, FORWARD policy {policy}")?;
         out.write_all(tracking_text(&tracking).as_bytes())
     })
-}
-
-/// `iptables-restore --test`: nothing is said of good rules.
-pub(super) fn restore(args: &RestoreArgs) -> Result<(), Failure> {
-    debug_assert!(args.test, "the command line demands it");
-    let (name, text) = text_of("rules restore", &args.file)?;
-    let ruleset = understand(&name, &text, args.version.family(), &[]).map_err(|wrong| refused(&wrong))?;
-    match ruleset.not_honoured().is_empty() {
-        true => Ok(()),
-        false => Err(refused(ruleset.not_honoured())),
-    }
 }
 
 fn tracking_text(tracking: &Tracking) -> String {

@@ -49,7 +49,7 @@ pub(super) fn stats(args: &StatsArgs) -> Result<(), Failure> {
     super::super::print(|out| out.write_all(table(&report.rules).as_bytes()))
 }
 
-const fn number(family: Family) -> u8 {
+pub(super) const fn number(family: Family) -> u8 {
     match family {
         Family::V4 => 4,
         Family::V6 => 6,

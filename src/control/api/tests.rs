@@ -1,3 +1,4 @@
+use super::super::change::{ChangeReport, ChangeWish};
 use super::super::explain::{Explanation, Question};
 use super::super::stats;
 use super::*;
@@ -110,6 +111,13 @@ impl Backend for Fake {
         match wish.styled {
             true => Err(Refused::Files("error: line 7 is wrong".into())),
             false => Ok(ReloadReport { established: wish.established, ended: 3, ..ReloadReport::default() }),
+        }
+    }
+
+    async fn change(&self, wish: ChangeWish, _: u32) -> Result<ChangeReport, Refused> {
+        match wish.text.contains("wrong") {
+            true => Err(Refused::Files(format!("error: {} is wrong", wish.name))),
+            false => Ok(ChangeReport { family: wish.family, added: 1, ..ChangeReport::default() }),
         }
     }
 }
@@ -297,8 +305,8 @@ fn bad_requests_get_an_error_and_the_next_is_served() {
 
 #[test]
 fn an_endless_request_is_cut_off() {
-    let lines = with_server("long", 0, |path| raw(path, &vec![b'x'; 100_000]));
-    assert_eq!(lines, ["{\"error\":\"request is longer than 4096 bytes\"}"]);
+    let lines = with_server("long", 0, |path| raw(path, &vec![b'x'; MAX_REQUEST + 100_000]));
+    assert_eq!(lines, [format!("{{\"error\":\"request is longer than {MAX_REQUEST} bytes\"}}")]);
     // As long as allowed is still read.
     let mut longest = b"{\"verb\":\"rules\"}".to_vec();
     longest.resize(MAX_REQUEST - 1, b' ');
