@@ -150,3 +150,80 @@ fn the_hosts_own_chains_are_given_to_the_kernel_or_not_at_all() {
     assert!(net.pings(Place::Lan, "10.2.0.2"));
     router.stop();
 }
+
+#[test]
+fn the_hosts_tables_change_with_what_else_a_reload_changes_and_nowhere_else() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let must = |words: &str| net.must(Place::Router, words);
+    // The file does not speak of these.
+    must("iptables -A OUTPUT -d 192.0.2.3 -j DROP");
+    must("iptables -P OUTPUT DROP");
+    must("iptables -N others");
+    must("iptables -A others -s 192.0.2.4 -j ACCEPT");
+    must("iptables -t mangle -A INPUT -s 192.0.2.5 -j MARK --set-mark 5");
+    let rules = |last: &str| {
+        let text = format!(
+            "*filter\n:INPUT DROP [0:0]\n:mine - [0:0]\n:roots - [0:0]\n:through - [0:0]\n\
+             -A INPUT -m cpu --cpu 0 -g roots\n-A INPUT -j mine\n-A FORWARD -j through\n\
+             -A mine -p icmp -j ACCEPT\n-A roots -p tcp -m tcp --dport 22 -j ACCEPT\n\
+             -A roots -m devgroup --src-group 0x1 -j mine\n{last}COMMIT\n"
+        );
+        file(&net, "rules.v4", &text)
+    };
+    let path = rules("");
+    let config = |settings: &str| file(&net, "xrouter.toml", &format!("[conntrack]\n{settings}"));
+    let toml = config("nf_conntrack_udp_timeout = 30\n");
+    let words = ["--config", &toml, "--poll", "adaptive", "--rules", &path, "--host-chains", "apply"];
+    let router = Router::start(&net, &words);
+    let lines = || {
+        let text = must("iptables-save");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.split(" [").next().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let first = lines();
+    for line in [
+        // Given, with chains that only rules lead to which xrouter does not understand.
+        "-A INPUT -m cpu --cpu 0 -g roots",
+        "-A INPUT -j mine",
+        "-A mine -p icmp -j ACCEPT",
+        "-A roots -p tcp -m tcp --dport 22 -j ACCEPT",
+        "-A roots -m devgroup --src-group 0x1 -j mine",
+        ":INPUT DROP",
+        // Left alone.
+        ":OUTPUT DROP",
+        "-A OUTPUT -d 192.0.2.3/32 -j DROP",
+        "-A others -s 192.0.2.4/32 -j ACCEPT",
+        "-A INPUT -s 192.0.2.5/32 -j MARK --set-xmark 0x5/0xffffffff",
+    ] {
+        assert!(first.iter().any(|it| it == line), "no {line} in\n{first:#?}");
+    }
+    assert!(!first.iter().any(|line| line.contains("through")), "only forwarded packets come there: {first:#?}");
+
+    // What is refused for its settings changes nothing, neither here nor in the host.
+    let last = "-A INPUT -p tcp -m tcp --dport 9 -j DROP\n";
+    rules(last);
+    let refused = |part: &str| {
+        let output = router.verb(&["reload"]).output().expect("the program starts");
+        let complaint = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{complaint}");
+        assert!(complaint.contains(part), "{complaint}");
+        assert_eq!(lines(), first, "after: {complaint}");
+    };
+    config("nf_conntrack_udp_timeout = 30\nnf_conntrack_acct = 1\n");
+    refused("[conntrack]");
+    config("nf_conntrack_udp_timeout = 30\n");
+    rules(&format!(
+        "{last}-A FORWARD -m connbytes --connbytes 1 --connbytes-dir both --connbytes-mode bytes -j ACCEPT\n"
+    ));
+    refused("-m connbytes");
+    // A dry run gives the host nothing.
+    rules(last);
+    router.ask(&["reload", "--dry-run"]);
+    assert_eq!(lines(), first);
+    router.ask(&["reload"]);
+    assert!(lines().iter().any(|line| line == last.trim_end()), "{:#?}", lines());
+    router.stop();
+}

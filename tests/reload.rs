@@ -234,6 +234,181 @@ fn a_hangup_reloads_and_systemd_is_told() {
     router.stop();
 }
 
+/// Whether one ping from inside is answered.
+fn one_ping(net: &Net) -> bool {
+    net.run(Place::Lan, "ping -c 1 -W 1 10.2.0.2").status.success()
+}
+
+/// Pings that are answered, up to the first that is not.
+fn pings_in_a_row(net: &Net) -> usize {
+    (0..10).take_while(|_| one_ping(net)).count()
+}
+
+/// A reload with these rules, which must be done.
+fn reload_with(net: &Net, router: &Router, forward: &str, how: &[&str]) {
+    rules(net, forward);
+    let (code, said, complaints) = reload(router, how);
+    assert_eq!(code, 0, "{said}{complaints}");
+}
+
+const ANSWERS: &str = "-A FORWARD -i wan -j ACCEPT\n";
+
+#[test]
+fn a_list_of_recent_lives_as_long_as_rules_name_it() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let knock = "-A FORWARD -p udp -m udp --dport 9 -m recent --set --name guests -j DROP\n";
+    let named = format!("{ANSWERS}{knock}-A FORWARD -p icmp -m recent --rcheck --name guests -j ACCEPT\n");
+    let file = rules(&net, &named);
+    let router = Router::start(&net, &["--poll", "adaptive", "--rules", &file]);
+    let knocks = || {
+        let mut command = net.command(Place::Lan, "bash");
+        assert!(command.args(["-c", "echo hello > /dev/udp/10.2.0.2/9"]).status().expect("bash starts").success());
+        eventually(5 * SECOND, "the knock counted", || counted(&router, "--set") > 0);
+    };
+    assert!(!one_ping(&net), "no guest yet");
+    knocks();
+    assert!(one_ping(&net));
+    // Rules that stay still name it, and rules that come find it.
+    reload_with(&net, &router, &named, &[]);
+    assert!(one_ping(&net));
+    let later =
+        format!("{ANSWERS}{knock}-A FORWARD -p icmp -m recent --rcheck --seconds 3600 --name guests -j ACCEPT\n");
+    reload_with(&net, &router, &later, &[]);
+    assert!(one_ping(&net), "found by its name");
+    // A dry run forgets nothing.
+    reload_with(&net, &router, ANSWERS, &["--dry-run"]);
+    assert!(one_ping(&net));
+    reload_with(&net, &router, &named, &[]);
+    assert!(one_ping(&net));
+    // No rule names it: it is gone, and another one begins empty.
+    reload_with(&net, &router, ANSWERS, &[]);
+    assert!(!one_ping(&net));
+    reload_with(&net, &router, &named, &[]);
+    assert!(!one_ping(&net), "a list that no rule named was kept");
+    knocks();
+    assert!(one_ping(&net));
+    router.stop();
+}
+
+#[test]
+fn a_table_of_hashlimit_lives_as_long_as_rules_name_it() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let limited = |burst: u32, more: &str| {
+        format!(
+            "{ANSWERS}-A FORWARD -p icmp -m hashlimit --hashlimit-upto 1/hour --hashlimit-burst {burst} \
+             --hashlimit-mode srcip --hashlimit-name few{more} -j ACCEPT\n"
+        )
+    };
+    let file = rules(&net, &limited(2, ""));
+    let router = Router::start(&net, &["--poll", "adaptive", "--rules", &file]);
+    assert_eq!(pings_in_a_row(&net), 2);
+    for (forward, how) in [
+        (limited(2, ""), &[][..]),
+        (limited(2, " -m comment --comment \"another rule\""), &[]),
+        (limited(5, ""), &["--dry-run"]),
+        (ANSWERS.to_owned(), &["--dry-run"]),
+        (limited(2, ""), &[]),
+    ] {
+        reload_with(&net, &router, &forward, how);
+        assert_eq!(pings_in_a_row(&net), 0, "what was used up is back after {how:?} with\n{forward}");
+    }
+    reload_with(&net, &router, ANSWERS, &[]);
+    // A dry run makes no table that later rules would find.
+    reload_with(&net, &router, &limited(1, ""), &["--dry-run"]);
+    reload_with(&net, &router, &limited(3, ""), &[]);
+    assert_eq!(pings_in_a_row(&net), 3, "not a new table");
+    router.stop();
+}
+
+#[test]
+fn a_dry_run_leaves_limits_and_sets_as_they_are() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let sets = net.file("sets");
+    let holding = |addr: &str| {
+        let text = format!("create seen hash:ip family inet hashsize 64 maxelem 64\nadd seen {addr}\n");
+        fs::write(&sets, text).expect("a file");
+    };
+    holding("192.0.2.1");
+    let limited = "-A FORWARD -p icmp -m limit --limit 1/hour --limit-burst 2 -j ACCEPT\n";
+    let adds = "-A FORWARD -p icmp -j SET --add-set seen dst\n";
+    let forward = format!("{ANSWERS}{adds}{limited}");
+    let file = rules(&net, &forward);
+    let path = sets.display().to_string();
+    let router = Router::start(&net, &["--poll", "adaptive", "--rules", &file, "--sets", &path]);
+    assert_eq!(pings_in_a_row(&net), 2);
+    let saved = || {
+        let text = router.ask(&["sets", "--save"]);
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let before = saved();
+    assert!(before.iter().any(|line| line == "add seen 10.2.0.2"), "{before:?}");
+    holding("192.0.2.2");
+    for (forward, how) in [
+        (forward.as_str(), &["--dry-run"][..]),
+        (ANSWERS, &["--dry-run"]),
+        (forward.as_str(), &["--dry-run", "--sets"]),
+    ] {
+        reload_with(&net, &router, forward, how);
+        assert_eq!(saved(), before, "{how:?}");
+        assert_eq!(pings_in_a_row(&net), 0, "what was used up is back after {how:?}");
+    }
+    reload_with(&net, &router, &forward, &[]);
+    assert_eq!(pings_in_a_row(&net), 0, "the rule stays");
+    assert!(saved().iter().any(|line| line == "add seen 192.0.2.2"), "the file's lines have changed");
+    router.stop();
+}
+
+#[test]
+fn connbytes_counts_from_the_start_or_needs_a_restart() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let counting =
+        "-A FORWARD -m connbytes --connbytes 0:1000000 --connbytes-dir both --connbytes-mode bytes -j ACCEPT\n";
+    let acct = |router: &Router| router.ask(&["sysctl", "-n", "nf_conntrack_acct"]);
+    let file = rules(&net, counting);
+    let router = Router::start(&net, &["--poll", "adaptive", "--rules", &file]);
+    assert_eq!(acct(&router), "1\n");
+    assert!(router.said().contains("nf_conntrack_acct = 1: a rule asks with `-m connbytes`"), "{}", router.said());
+    assert!(one_ping(&net), "the bytes of its connection are counted");
+    // Where they are counted, such rules may come and go.
+    reload_with(&net, &router, ANSWERS, &[]);
+    reload_with(&net, &router, counting, &[]);
+    assert!(one_ping(&net));
+    router.stop();
+
+    rules(&net, &format!("{ESTABLISHED}{LAN_TO_WAN}"));
+    let router = Router::start(&net, &["--poll", "adaptive", "--rules", &file]);
+    assert_eq!(acct(&router), "0\n");
+    assert!(one_ping(&net));
+    let before = (counted(&router, "NEW"), router.ask(&["conntrack", "-L"]).lines().count());
+    rules(&net, counting);
+    for how in [&[][..], &["--dry-run"], &["--established", "flush"]] {
+        let (code, said, complaints) = reload(&router, how);
+        assert_eq!((code, said.as_str()), (2, ""), "{how:?}: {complaints}");
+        for part in ["-m connbytes", "nf_conntrack_acct", "restart"] {
+            assert!(complaints.contains(part), "no {part} in:\n{complaints}");
+        }
+    }
+    let after = (counted(&router, "NEW"), router.ask(&["conntrack", "-L"]).lines().count());
+    assert_eq!((stats(&router)["policy_generation"].as_u64(), after), (Some(1), before));
+    assert_eq!(acct(&router), "0\n");
+    assert!(one_ping(&net));
+    router.stop();
+}
+
 /// Runs a router on a terminal, has it reload, and takes the terminal away.
 const ON_A_TERMINAL: &str = "
 import os, pty, sys

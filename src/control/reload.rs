@@ -558,8 +558,8 @@ impl Workers {
         let made = tokio::task::spawn_blocking(move || build(&sources, &before, &registry, workers, at, &wish));
         let (built, mut report) = made.await.map_err(lost)??;
         let rulesets = built.rulesets.clone();
+        self.check_accounting(&rulesets).await?;
         if !wish.dry_run {
-            self.check_accounting(&rulesets).await?;
             self.change_settings(&built.config, &mut report.notes).await?;
             let (config, of_host) = (built.config.clone(), rulesets.clone());
             let applied = tokio::task::spawn_blocking(move || host::apply(&config, [&of_host[0], &of_host[1]]));
