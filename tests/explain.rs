@@ -263,3 +263,33 @@ fn a_trace_tells_of_every_packet_also_of_those_that_would_take_a_shortcut() {
     });
     router.stop();
 }
+
+#[test]
+fn a_trace_of_a_very_long_way_says_what_it_leaves_out_and_names_the_rule_that_decided() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let rules = net.file("rules.v4");
+    let counting: String = (0..40).map(|n| format!("-A FORWARD -p icmp -m comment --comment n{n}\n")).collect();
+    let file = format!("*filter\n:FORWARD ACCEPT [0:0]\n{counting}-A FORWARD -p icmp -j DROP\nCOMMIT\n");
+    std::fs::write(&rules, file).expect("a file");
+    let router = Router::start(&net, &["--poll", "adaptive", "--rules", &rules.display().to_string()]);
+    let (mut json, ping) =
+        (tracing(&router, &["-j", "-c", "1", "icmp"]), || net.run(Place::Lan, "ping -c 1 -W 1 10.2.0.2"));
+    ping();
+    assert_eq!(json.end(Duration::from_secs(5)).code(), Some(0), "{}", json.said());
+    let seen = reports(&json);
+    let rules = seen[0]["rules"].as_array().expect("rules");
+    let numbers: Vec<u64> = rules.iter().filter_map(|rule| rule["rule"].as_u64()).collect();
+    assert_eq!(numbers, (1..32).chain([41]).collect::<Vec<u64>>());
+    let left_out: Vec<u64> = rules.iter().map(|rule| rule["left_out"].as_u64().unwrap_or(0)).collect();
+    assert_eq!((left_out[30], left_out.iter().sum::<u64>()), (9, 9), "{left_out:?}");
+    assert_eq!(seen[0]["verdict"]["rule"], 41, "{:#}", seen[0]);
+    let mut text = tracing(&router, &["-c", "1", "icmp"]);
+    ping();
+    assert_eq!(text.end(Duration::from_secs(5)).code(), Some(0), "{}", text.said());
+    let said = text.said();
+    assert!(said.contains("  ... 9 more rules that matched are left out here\n  filter:FORWARD:rule:41"), "{said}");
+    router.stop();
+}

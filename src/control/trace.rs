@@ -2,7 +2,8 @@
 //!
 //! Life cycle: a client wishes ([`TraceWish`]), the workers get a witness each, and their records are fetched every
 //! [`FETCH`] and told as [`TraceReport`]s, until the client goes; then the workers have none again. One client at a time.
-//! Every place on the way is bounded (packets in a second, each worker's ring), and what is beyond is counted and told.
+//! Every place on the way is bounded (packets in a second, each worker's ring, the rules of a packet), and what is beyond is
+//! counted and told.
 
 mod filter;
 
@@ -109,6 +110,15 @@ pub struct TracedRule {
     /// `FILE:LINE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
+    /// How many rules matched after this one and before the next, and are not told.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u16,
+}
+
+// As serde wants it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u16) -> bool {
+    *number == 0
 }
 
 /// A trace under way.
@@ -203,10 +213,14 @@ impl Told<'_> {
         let Some(ruleset) = self.ruleset else {
             let text = "the rules have been replaced since".to_owned();
             let (table, chain) = (table.name().to_owned(), hook.chain_name().to_owned());
-            return vec![TracedRule { table, chain, rule: 0, text, place: None }];
+            return vec![TracedRule { table, chain, rule: 0, text, place: None, left_out: 0 }];
         };
         let mut rules: Vec<TracedRule> =
             record.trace.rules().iter().filter_map(|&number| named(ruleset, number as usize)).collect();
+        // Those that found no room stood between the last two.
+        if let [.., before, _] = &mut rules[..] {
+            before.left_out = record.trace.left_out();
+        }
         if record.trace.has_policy(record.chain) {
             let chain = &ruleset.chains[record.chain];
             let policy = if chain.policy == Some(Policy::Drop) { "DROP" } else { "ACCEPT" };
@@ -216,6 +230,7 @@ impl Told<'_> {
                 rule: 0,
                 text: format!(":{} {policy}", chain.name),
                 place: ruleset.line(chain.span).map(|line| format!("{}:{line}", ruleset.file)),
+                left_out: 0,
             });
         }
         rules
@@ -268,6 +283,7 @@ fn named(ruleset: &Ruleset, number: usize) -> Option<TracedRule> {
                 rule: (number - first) as u32 + 1,
                 text: rule_text(ruleset.family, &chain.name, rule, &ruleset.chains),
                 place: ruleset.line(rule.span).map(|line| format!("{}:{line}", ruleset.file)),
+                left_out: 0,
             });
         }
         first += chain.rules.len();
@@ -284,12 +300,18 @@ impl fmt::Display for TraceReport {
             Some(state) => writeln!(f, ", {state}")?,
             None => writeln!(f)?,
         }
-        for TracedRule { table, chain, rule, text, place } in rules {
+        for TracedRule { table, chain, rule, text, place, left_out } in rules {
             let what = if *rule == 0 { "policy".to_owned() } else { format!("rule:{rule}") };
             write!(f, "  {table}:{chain}:{what}  {text}")?;
             match place {
                 Some(place) => writeln!(f, "  [{place}]")?,
                 None => writeln!(f)?,
+            }
+            match left_out {
+                0 => {}
+                1 => writeln!(f, "  ... 1 more rule that matched is left out here")?,
+                &u16::MAX => writeln!(f, "  ... {left_out} or more rules that matched are left out here")?,
+                _ => writeln!(f, "  ... {left_out} more rules that matched are left out here")?,
             }
         }
         writeln!(f, "  {verdict}")

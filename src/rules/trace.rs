@@ -8,7 +8,8 @@
 //! nothing. One trace goes through all chains of a packet's way.
 //!
 //! The rules that matched are remembered by number, so that counters stay exact: whoever keeps the verdict counts its uses
-//! and adds them to every rule of the trace.
+//! and adds them to every rule of the trace. Of a very long way the first rules are remembered and the last one, which may
+//! have decided; how many were left out between them is known, and no such verdict is kept.
 
 use super::counter::{Counter, RuleCounters};
 use super::rule::ChainIndex;
@@ -53,6 +54,8 @@ impl Reads for () {
 pub struct Trace {
     rules: [u32; RULES],
     len: u8,
+    /// Rules that matched before the last one of `rules` and found no room; 65,535 may be more.
+    left_out: u16,
     /// Bit `c`: the policy of built-in chain `c` decided.
     policies: u32,
     /// TCP flags that were read.
@@ -77,7 +80,11 @@ impl Reads for Trace {
                 *place = counter;
                 self.len += 1;
             }
-            None => self.packet = true,
+            None => {
+                self.rules[RULES - 1] = counter;
+                self.left_out = self.left_out.saturating_add(1);
+                self.packet = true;
+            }
         }
     }
 
@@ -121,9 +128,14 @@ impl Trace {
         self.flags
     }
 
-    /// The numbers of the rules that matched, in order; of a very long way the first of them.
+    /// The numbers of the rules that matched, in order, but for those that [`Trace::left_out`] tells of.
     pub fn rules(&self) -> &[u32] {
         &self.rules[..usize::from(self.len)]
+    }
+
+    /// How many rules matched between the last but one of [`Trace::rules`] and the last, and are not among them.
+    pub fn left_out(&self) -> u16 {
+        self.left_out
     }
 
     /// Whether the policy of this built-in chain decided.
@@ -144,5 +156,22 @@ impl Trace {
                 policy.add(uses);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_way_keeps_its_beginning_and_its_end() {
+        let mut trace = Trace::default();
+        (0..RULES as u32).for_each(|rule| trace.rule(rule));
+        assert!(trace.holds_for_the_flow() && trace.left_out() == 0);
+        (0..70_000).for_each(|rule| trace.rule(1000 + rule));
+        assert!(!trace.holds_for_the_flow(), "its rules could not be counted again");
+        let (last, first) = trace.rules().split_last().expect("rules");
+        assert!(*last == 70_999 && first.iter().copied().eq(0..RULES as u32 - 1));
+        assert_eq!(trace.left_out(), u16::MAX);
     }
 }
