@@ -1,22 +1,26 @@
 //! Whether rules would let a connection begin: [`Judge`], over the typed rules, without packet, counter or clock.
 //!
-//! Asked of connections that already are there, when rules have changed: would the packet that began it pass FORWARD
-//! now (of the mangle, filter and security tables)? What that packet was like is known of its tuple, its state (NEW, or
-//! RELATED for one that was expected) and its interfaces; a TCP connection begins with SYN. The rest of it (length,
-//! TTL, options, mark) is not known, and neither is what a `limit` would say or what time it would be. So the answer to
-//! each match is yes, no or *maybe*, and a rule that may match leads on both ways at once: [`Admits::No`] is said only
-//! when no way leads to ACCEPT, so that no connection ends for a match that depends on the single packet, the time or
-//! what was counted. Two matches that are not known are taken as independent of each other, which errs on the side of
-//! `Depends`.
+//! Asked of connections that already are there, when rules or sets have changed: would the packet that began it pass every
+//! chain on a forwarded packet's way now, in order: raw PREROUTING, mangle PREROUTING, FORWARD of mangle, filter and security,
+//! mangle POSTROUTING ([`PATH`] without nat, which does not refuse)? What that packet was like is known of its tuple, its
+//! state (NEW, or RELATED for one that was expected; INVALID in raw, before conntrack has seen it), its marks (none) and its
+//! interfaces; a TCP connection begins with SYN. Before it is routed it has no way out, and the destination that it was sent
+//! to. The rest of it (length, TTL, options) is not known, and neither is what a `limit` would say, what is in a set, or what
+//! time it would be. So the answer to each match is yes, no or *maybe*, and a rule that may match leads on both ways at once:
+//! [`Admits::No`] is said only when no way leads through all chains, so that no connection ends for a match that depends
+//! on the single packet, the time or what was counted. Two matches that are not known are taken as independent of each other,
+//! which errs on the side of `Depends`.
 //!
-//! Each chain's set of outcomes depends on nothing but the packet, so every chain is walked once, callees before
-//! callers.
+//! Some targets change what later rules read. From a MARK, CONNMARK or SET that may have run, marks are not known any more;
+//! from a NOTRACK or `CT --notrack`, the state and all else of the connection. Ways with such a past are told from those
+//! without as *worlds*: four of them, by the two things that are known no more.
+//!
+//! Each chain's set of outcomes depends on nothing but the packet, the hook it was entered from and the world, so that every
+//! chain is walked once for each of these, callees before callers.
 
 use super::matches::{BitMatch, ConntrackMatch, IcmpMatch, Match, MultiportMatch, TcpMatch, state};
-use super::row::Word;
-use super::rule::{
-    AddrMatch, ChainIndex, FORWARD, InterfaceMatch, MANGLE_FORWARD, Policy, Rule, Ruleset, SECURITY_FORWARD,
-};
+use super::row::{NO_PORT, Word};
+use super::rule::{AddrMatch, BUILTIN, ChainIndex, Hook, InterfaceMatch, PATH, Policy, Rule, Ruleset, TableName};
 use super::targets::Target;
 use crate::conntrack::{CtStatus, Direction, Tuple};
 use crate::device::PortId;
@@ -65,15 +69,105 @@ impl From<bool> for Says {
     }
 }
 
-/// What may become of a packet in a chain, as a set.
-type Outcomes = u8;
-const PASSES: Outcomes = 1;
-const REFUSED: Outcomes = 2;
-/// It goes back to where the last jump came from.
-const GOES_BACK: Outcomes = 4;
+/// What rules before have made unknown, as bits.
+type World = u8;
+/// Marks of packet and connection.
+const MARKS: World = 1;
+/// Whether the packet is tracked.
+const TRACKING: World = 2;
+/// How many worlds there are.
+const WORLDS: usize = 4;
 
-/// Where the packet has to pass.
-const FORWARDS: [ChainIndex; 3] = [MANGLE_FORWARD, FORWARD, SECURITY_FORWARD];
+/// A set of worlds: bit `w` for world `w`.
+type Worlds = u8;
+
+/// The worlds of a set.
+fn each(worlds: Worlds) -> impl Iterator<Item = World> {
+    (0..WORLDS as World).filter(move |world| worlds & 1 << world != 0)
+}
+
+/// What may become of a packet in a chain.
+#[derive(Clone, Copy, Default, Debug)]
+struct Outcomes {
+    /// It passes the table, in these worlds.
+    passes: Worlds,
+    /// It goes back to where the last jump came from.
+    back: Worlds,
+    /// It is refused.
+    refused: bool,
+}
+
+/// A chain on the packet's way that has a say.
+#[derive(Debug)]
+struct Stage {
+    entry: ChainIndex,
+    hook: Hook,
+    /// Before conntrack.
+    raw: bool,
+    /// What it leads to, callees before callers.
+    callees: Vec<ChainIndex>,
+    /// What its rules may make unknown.
+    touches: World,
+    /// Its policy is DROP.
+    drops: bool,
+}
+
+impl Stage {
+    fn new(ruleset: &Ruleset, entry: ChainIndex) -> Stage {
+        let (table, hook) = BUILTIN[entry];
+        let callees = callees_first(ruleset, entry);
+        let all = callees.iter().chain([&entry]).flat_map(|&chain| &ruleset.chains[chain].rules);
+        Stage {
+            entry,
+            hook,
+            raw: table == TableName::Raw,
+            touches: all.fold(0, |touches, rule| touches | makes_unknown(&rule.target)),
+            callees,
+            drops: ruleset.chains[entry].policy == Some(Policy::Drop),
+        }
+    }
+
+    /// The worlds that a packet may come into here from these.
+    fn worlds(&self, live: Worlds) -> Worlds {
+        let touched = (0..WORLDS as World).filter(|touched| touched & !self.touches == 0);
+        touched.fold(0, |all, touched| each(live).fold(all, |all, world| all | 1 << (world | touched)))
+    }
+}
+
+/// What is not known any more once it has run.
+fn makes_unknown(target: &Target) -> World {
+    match target {
+        Target::Mark(_) | Target::Connmark(_) | Target::Set(_) => MARKS,
+        target if target.takes_out() => TRACKING,
+        _ => 0,
+    }
+}
+
+/// The packet as the chains of one stage meet it.
+struct View<'a> {
+    first: &'a FirstPacket,
+    tuple: &'a Tuple,
+    /// As [`Gate::ports`].
+    ports: u8,
+    /// Its destination has been translated.
+    dnat: bool,
+    /// Before conntrack.
+    raw: bool,
+}
+
+impl<'a> View<'a> {
+    fn of(first: &'a FirstPacket, stage: &Stage) -> View<'a> {
+        let routed = stage.hook != Hook::Prerouting;
+        let out_port = if routed { first.out_port.0 } else { NO_PORT };
+        View {
+            first,
+            tuple: if routed { &first.tuple } else { &first.original },
+            ports: 1 << first.in_port.0 | 1 << (4 + out_port),
+            dnat: routed && first.dnat,
+            raw: stage.raw,
+        }
+    }
+}
 
 /// What a rule asks of addresses, protocol and interfaces: nearly all rules say no to a connection here.
 #[derive(Clone, Debug)]
@@ -85,7 +179,7 @@ struct Gate<W> {
     proto: u8,
     /// 0xff, or 0 when any protocol passes.
     proto_mask: u8,
-    /// Bit `p`: may come in by port `p`; bit `4 + p`: may go out by it.
+    /// Bit `p`: may come in by port `p`; bit `4 + p`: may go out by it, or with [`NO_PORT`] is not routed yet.
     ports: u8,
     /// Bit 0: not this source; bit 1: not this destination; bit 2: not this protocol.
     invert: u8,
@@ -103,9 +197,9 @@ impl<W: Word> Gate<W> {
             | bit(rule.dst.map(|asked| asked.invert), 1)
             | bit(rule.proto.map(|asked| asked.invert), 2);
         let bits = |asked: &Option<InterfaceMatch>| {
-            let name = |port: PortId| ports.get(port.index()).map_or("", String::as_str);
-            let passes = |port: &&PortId| asked.as_ref().is_none_or(|asked| asked.covers(name(**port)) != asked.invert);
-            PortId::ALL.iter().filter(passes).fold(0u8, |bits, port| bits | 1 << port.0)
+            let name = |port: u8| ports.get(usize::from(port)).map_or("", String::as_str);
+            let passes = |port: &u8| asked.as_ref().is_none_or(|asked| asked.covers(name(*port)) != asked.invert);
+            (0..=NO_PORT).filter(passes).fold(0u8, |bits, port| bits | 1 << port)
         };
         // A tracked packet is whole: `-f` never matches.
         let whole = rule.fragment != Some(false);
@@ -129,12 +223,11 @@ enum Gates {
     V6(Vec<Gate<u128>>),
 }
 
-/// Judges connections by the FORWARD rules of one ruleset.
+/// Judges connections by the rules of one ruleset.
 #[derive(Debug)]
 pub struct Judge {
     ruleset: Arc<Ruleset>,
-    /// Chains that these reach, callees before callers.
-    order: Vec<ChainIndex>,
+    stages: Vec<Stage>,
     gates: Gates,
     /// By chain, its first rule's gate.
     firsts: Vec<usize>,
@@ -143,87 +236,111 @@ pub struct Judge {
 impl Judge {
     /// For these rules.
     pub fn new(ruleset: Arc<Ruleset>) -> Judge {
-        let mut rules = 0;
-        let mut firsts = Vec::with_capacity(ruleset.chains.len());
-        for chain in &ruleset.chains {
-            firsts.push(rules);
-            rules += chain.rules.len();
-        }
         let all = ruleset.chains.iter().flat_map(|chain| &chain.rules);
         let gates = match ruleset.family {
             Family::V4 => Gates::V4(all.map(|rule| Gate::new(rule, &ruleset.ports)).collect()),
             Family::V6 => Gates::V6(all.map(|rule| Gate::new(rule, &ruleset.ports)).collect()),
         };
-        Judge { order: callees_first(&ruleset), gates, firsts, ruleset }
+        let has_a_say = |&chain: &ChainIndex| {
+            let (table, it) = (BUILTIN[chain].0, &ruleset.chains[chain]);
+            table != TableName::Nat && ruleset.has(table) && (!it.rules.is_empty() || it.policy == Some(Policy::Drop))
+        };
+        let stages = PATH.into_iter().filter(has_a_say).map(|chain| Stage::new(&ruleset, chain)).collect();
+        Judge { stages, gates, firsts: ruleset.first_counters(), ruleset }
     }
 
     /// Whether the connection that `first` begins may begin.
     pub fn admits(&self, first: &FirstPacket) -> Admits {
-        let mut known = vec![0; self.ruleset.chains.len()];
-        for &chain in &self.order {
-            known[chain] = match &self.gates {
-                Gates::V4(gates) => self.chain(chain, gates, first, &known),
-                Gates::V6(gates) => self.chain(chain, gates, first, &known),
-            };
-        }
-        let outcomes = FORWARDS.map(|chain| {
-            let refuses = self.ruleset.chains[chain].policy == Some(Policy::Drop);
-            let policy = if refuses { REFUSED } else { PASSES };
-            if known[chain] & GOES_BACK != 0 { known[chain] | policy } else { known[chain] }
-        });
-        let all_may_pass = outcomes.iter().all(|outcomes| outcomes & PASSES != 0);
-        match (all_may_pass, outcomes.iter().any(|outcomes| outcomes & REFUSED != 0)) {
-            (true, true) => Admits::Depends,
-            (true, false) => Admits::Yes,
-            (false, _) => Admits::No,
+        match &self.gates {
+            Gates::V4(gates) => self.passes(gates, first),
+            Gates::V6(gates) => self.passes(gates, first),
         }
     }
 
-    /// `known` has the outcomes of every chain that this one leads to.
+    fn passes<W: Word>(&self, gates: &[Gate<W>], first: &FirstPacket) -> Admits {
+        let mut known = vec![[Outcomes::default(); WORLDS]; self.ruleset.chains.len()];
+        let (mut live, mut refused) = (1, false);
+        for stage in &self.stages {
+            let view = View::of(first, stage);
+            for &chain in &stage.callees {
+                for world in each(stage.worlds(live)) {
+                    known[chain][usize::from(world)] = self.chain(chain, 1 << world, gates, &view, &known);
+                }
+            }
+            let said = self.chain(stage.entry, live, gates, &view, &known);
+            refused |= said.refused || stage.drops && said.back != 0;
+            live = said.passes | if stage.drops { 0 } else { said.back };
+            if live == 0 {
+                return Admits::No;
+            }
+        }
+        if refused { Admits::Depends } else { Admits::Yes }
+    }
+
+    /// The outcomes for a packet that enters `chain` in these worlds. `known` has those of every chain that this one leads to.
     fn chain<W: Word>(
         &self,
         chain: ChainIndex,
+        mut live: Worlds,
         gates: &[Gate<W>],
-        first: &FirstPacket,
-        known: &[Outcomes],
+        view: &View<'_>,
+        known: &[[Outcomes; WORLDS]],
     ) -> Outcomes {
-        let addresses = (W::of(first.tuple.src), W::of(first.tuple.dst));
-        let ports = 1 << first.in_port.0 | 1 << (4 + first.out_port.0);
+        let addresses = (W::of(view.tuple.src), W::of(view.tuple.dst));
         let rules = &self.ruleset.chains[chain].rules;
         let gates = &gates[self.firsts[chain]..self.firsts[chain] + rules.len()];
-        let mut outcomes = 0;
+        let mut outcomes = Outcomes::default();
         for (gate, rule) in gates.iter().zip(rules) {
-            if !gate.lets_through(addresses, first.tuple.proto, ports) {
+            if !gate.lets_through(addresses, view.tuple.proto, view.ports) {
                 continue;
             }
-            let says = all_say(&rule.matches, first);
-            if says == Says::No {
-                continue;
+            // The worlds in which the next rule is met.
+            let mut next = 0;
+            for world in each(live) {
+                let says = all_say(&rule.matches, view, world);
+                next |= if says == Says::Yes { 0 } else { 1 << world };
+                next |= if says == Says::No { 0 } else { outcomes.take(&rule.target, world, known) };
             }
-            let (may, goes_on) = match rule.target {
-                Target::Count | Target::Log(_) => (0, true),
-                Target::Accept => (PASSES, false),
-                Target::Drop | Target::Reject(_) => (REFUSED, false),
-                Target::Return => (GOES_BACK, false),
-                Target::Jump(to) => (known[to] & !GOES_BACK, known[to] & GOES_BACK != 0),
-                Target::Goto(to) => (known[to], false),
-                // All others do something, and the next rule follows; should one decide, it is not known how.
-                #[allow(unreachable_patterns)]
-                _ => (if rule.target.is_final() { PASSES | REFUSED } else { 0 }, !rule.target.is_final()),
-            };
-            outcomes |= may;
-            if says == Says::Yes && !goes_on {
+            live = next;
+            if live == 0 {
                 return outcomes;
             }
         }
-        outcomes | GOES_BACK
+        outcomes.back |= live;
+        outcomes
     }
 }
 
-fn all_say(matches: &[Match], first: &FirstPacket) -> Says {
+impl Outcomes {
+    /// Adds what the target makes of a packet in `world`: the worlds in which it goes on to the next rule.
+    fn take(&mut self, target: &Target, world: World, known: &[[Outcomes; WORLDS]]) -> Worlds {
+        match target {
+            Target::Accept => self.passes |= 1 << world,
+            Target::Drop | Target::Reject(_) => self.refused = true,
+            Target::Return => self.back |= 1 << world,
+            Target::Jump(to) | Target::Goto(to) => {
+                let of_chain = known[*to][usize::from(world)];
+                self.passes |= of_chain.passes;
+                self.refused |= of_chain.refused;
+                match target {
+                    Target::Jump(_) => return of_chain.back,
+                    _ => self.back |= of_chain.back,
+                }
+            }
+            // All others do something, and the next rule follows; a packet that is malformed may end there.
+            target => {
+                self.refused |= matches!(target, Target::Tcpmss(_));
+                return 1 << (world | makes_unknown(target));
+            }
+        }
+        0
+    }
+}
+
+fn all_say(matches: &[Match], view: &View<'_>, world: World) -> Says {
     let mut all = Says::Yes;
     for matched in matches {
-        match asked(matched, first) {
+        match asked(matched, view, world) {
             Says::No => return Says::No,
             Says::Maybe => all = Says::Maybe,
             Says::Yes => {}
@@ -232,27 +349,25 @@ fn all_say(matches: &[Match], first: &FirstPacket) -> Says {
     all
 }
 
-/// The three chains and what they reach, callees first. The check has made sure that there is no loop.
-fn callees_first(ruleset: &Ruleset) -> Vec<ChainIndex> {
+/// What `root` leads to, callees first. The check has made sure that there is no loop.
+fn callees_first(ruleset: &Ruleset, root: ChainIndex) -> Vec<ChainIndex> {
     let mut order = Vec::new();
     let mut seen = vec![false; ruleset.chains.len()];
-    for root in FORWARDS {
-        // Chain, and the rule to look at next. A stack of our own: the file decides how deep it goes.
-        let mut path = vec![(root, 0)];
-        seen[root] = true;
-        while let Some((chain, next)) = path.last_mut() {
-            let Some(rule) = ruleset.chains[*chain].rules.get(*next) else {
-                order.push(*chain);
-                path.pop();
-                continue;
-            };
-            *next += 1;
-            if let Some(target) = rule.target.chain().filter(|&target| !seen[target]) {
-                seen[target] = true;
-                path.push((target, 0));
-            }
+    // Chain, and the rule to look at next. A stack of our own: the file decides how deep it goes.
+    let mut path = vec![(root, 0)];
+    while let Some((chain, next)) = path.last_mut() {
+        let Some(rule) = ruleset.chains[*chain].rules.get(*next) else {
+            order.push(*chain);
+            path.pop();
+            continue;
+        };
+        *next += 1;
+        if let Some(target) = rule.target.chain().filter(|&target| !seen[target]) {
+            seen[target] = true;
+            path.push((target, 0));
         }
     }
+    order.pop();
     order
 }
 
@@ -262,35 +377,48 @@ fn address(asked: &Option<AddrMatch>, addr: Addr) -> bool {
 }
 
 /// A match about what is not known says maybe.
-fn asked(matched: &Match, first: &FirstPacket) -> Says {
-    let tuple = &first.tuple;
+fn asked(matched: &Match, view: &View<'_>, world: World) -> Says {
+    let tuple = view.tuple;
     match matched {
         Match::Comment(_) => Says::Yes,
-        Match::State(asked) => ((state_bit(first) & asked.states != 0) != asked.invert).into(),
-        Match::Conntrack(asked) => conntrack(asked, first).into(),
+        Match::State(_) | Match::Conntrack(_) | Match::Connmark(_) if world & TRACKING != 0 => Says::Maybe,
+        Match::State(asked) => ((state_bit(view) & asked.states != 0) != asked.invert).into(),
+        Match::Conntrack(asked) => conntrack(asked, view).into(),
+        Match::Connmark(_) if view.raw => Says::No,
+        Match::Connmark(_) if view.first.expected => Says::Maybe,
+        Match::Mark(_) | Match::Connmark(_) if world & MARKS != 0 => Says::Maybe,
+        Match::Mark(asked) => asked.holds(0).into(),
+        Match::Connmark(asked) => asked.holds(0).into(),
         Match::Tcp(asked) => tcp_begins(asked, tuple),
         Match::Udp(asked) => (asked.sport.holds(tuple.sport) && asked.dport.holds(tuple.dport)).into(),
         Match::Icmp(asked) => icmp(asked, tuple).into(),
         Match::Icmp6(asked) => icmp(&asked.0, tuple).into(),
         Match::Multiport(asked) => multiport(asked, tuple),
-        // `limit`, and whatever reads the packet, its mark, the time or a table.
+        // `limit`, and whatever reads the packet, the time or a table.
         _ => Says::Maybe,
     }
 }
 
-fn state_bit(first: &FirstPacket) -> u16 {
-    if first.expected { state::RELATED } else { state::NEW }
+fn state_bit(view: &View<'_>) -> u16 {
+    match view.first.expected {
+        _ if view.raw => state::INVALID,
+        true => state::RELATED,
+        false => state::NEW,
+    }
 }
 
 /// The connection is not confirmed: of the status bits, it can have only these, and it expires in no time (`conntrack_mt`). Its
-/// source is not translated yet.
-fn conntrack(asked: &ConntrackMatch, first: &FirstPacket) -> bool {
-    let expected = if first.expected { CtStatus::EXPECTED.0 } else { 0 };
-    let (dnat_status, dnat_state) = if first.dnat { (CtStatus::DST_NAT.0, state::DNAT) } else { (0, 0) };
+/// source is not translated yet. In raw there is none, and only states can be asked for.
+fn conntrack(asked: &ConntrackMatch, view: &View<'_>) -> bool {
     let holds = |asked: Option<BitMatch>, bits: u16| asked.is_none_or(|asked| (bits & asked.bits != 0) != asked.invert);
-    let bits = holds(asked.state, state_bit(first) | dnat_state) && holds(asked.status, expected | dnat_status);
+    if view.raw {
+        return asked.state.is_some() && holds(asked.state, state_bit(view));
+    }
+    let expected = if view.first.expected { CtStatus::EXPECTED.0 } else { 0 };
+    let (dnat_status, dnat_state) = if view.dnat { (CtStatus::DST_NAT.0, state::DNAT) } else { (0, 0) };
+    let bits = holds(asked.state, state_bit(view) | dnat_state) && holds(asked.status, expected | dnat_status);
     let expire = asked.expire.is_none_or(|asked| (asked.low == 0) != asked.invert);
-    let (original, reply) = (&first.original, first.tuple.inverse().unwrap_or(first.tuple));
+    let (original, reply) = (&view.first.original, view.tuple.inverse().unwrap_or(*view.tuple));
     let addresses = [original.src, original.dst, reply.src, reply.dst];
     let ports = [original.sport, original.dport, reply.sport, reply.dport];
     bits && expire
@@ -329,7 +457,7 @@ mod tests {
     use crate::conntrack::{CtInfo, Template};
     use crate::packet::Packet;
     use crate::rules::generator::{self, Allowed, Cut, Shape, Version};
-    use crate::rules::{Context, Decision, Hook, RuleVector, Told, load};
+    use crate::rules::{Context, Decision, Hook, NAT_POSTROUTING, NAT_PREROUTING, RuleVector, Told, load};
     use crate::time::Instant;
     use crate::verdict::DropReason;
     use proptest::prelude::*;
@@ -402,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn every_table_has_its_say() {
+    fn a_limit_in_another_table_leaves_it_open() {
         let both = |mangle: &str, filter: &str| {
             let mangle = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n{mangle}COMMIT\n");
             let text = format!("{mangle}*filter\n:FORWARD DROP [0:0]\n{filter}COMMIT\n");
@@ -460,60 +588,283 @@ mod tests {
         assert_eq!(Judge::new(Arc::new(ruleset)).admits(&web()), Admits::Yes);
     }
 
-    /// Against the engine: the verdict on a packet that may begin a connection is one that the judge held possible, and
-    /// where no match asks what is not known the judge is certain.
-    fn agrees(family: Family, text: &str, shapes: &[Shape], expected: bool) -> Result<(), TestCaseError> {
-        let ruleset = load("random", text, family, &["lan0", "wan0"]).expect("a generated file is good");
-        let understood = ["comment", "state", "conntrack", "tcp", "udp", "icmp", "icmp6"];
-        let mut matches = ruleset.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.matches);
-        let unknown = text.contains("--tcp-option") || matches.any(|matched| !understood.contains(&matched.name()));
-        let (vector, judge) = (RuleVector::compile(&ruleset), Judge::new(Arc::new(ruleset)));
-        for shape in shapes {
-            let shape =
-                Shape { flags: tcp::SYN, cut: Cut::Whole, doff_lie: 0, extensions: Vec::new(), ..shape.clone() };
-            let mut frame = shape.frame(1, [2, 0, 0, 0, 1, 0]);
-            let in_port = if shape.outward { PortId::LAN } else { PortId::WAN };
-            let out_port = if shape.outward { PortId::WAN } else { PortId::LAN };
-            let Ok(mut packet) = Packet::parse(&frame, in_port, true) else { continue };
-            packet.ttl -= 1;
-            let tuple = Tuple::of(&packet);
+    /// Rules of several tables, `*TABLE` before each one's; all built-in chains but filter's FORWARD pass.
+    fn judged_all(rules: &str, first: &FirstPacket) -> Admits {
+        let mut text = String::new();
+        for table in rules.split('*').skip(1) {
+            let (name, rules) = table.split_once('\n').expect("a line for the table");
+            let policy = if name == "filter" { "DROP" } else { "ACCEPT" };
+            let chains: &[&str] = match name {
+                "raw" => &["PREROUTING"],
+                "mangle" => &["PREROUTING", "FORWARD", "POSTROUTING"],
+                _ => &["FORWARD"],
+            };
+            text += &format!("*{name}\n");
+            chains.iter().for_each(|chain| text += &format!(":{chain} {policy} [0:0]\n"));
+            text += &format!(":a - [0:0]\n:b - [0:0]\n{rules}COMMIT\n");
+        }
+        let ruleset = load("test", &text, Family::V4, &["lan", "wan"]).expect("good rules");
+        Judge::new(Arc::new(ruleset)).admits(first)
+    }
+
+    #[test]
+    fn every_chain_on_the_way_has_its_say() {
+        let passes = "*filter\n-A FORWARD -j ACCEPT\n";
+        for (rules, said) in [
+            ("*raw\n-A PREROUTING -p tcp -m tcp --dport 80 -j DROP\n", Admits::No),
+            ("*raw\n-A PREROUTING -p udp -j DROP\n", Admits::Yes),
+            ("*raw\n-A PREROUTING -j a\n-A a -i lan -j DROP\n", Admits::No),
+            ("*raw\n-A PREROUTING -m limit -j DROP\n", Admits::Depends),
+            ("*mangle\n-A PREROUTING -s 10.1.0.2 -j DROP\n", Admits::No),
+            ("*mangle\n-A PREROUTING -m conntrack --ctstate NEW -j DROP\n", Admits::No),
+            ("*mangle\n-A PREROUTING -m conntrack --ctstate ESTABLISHED -j DROP\n", Admits::Yes),
+            ("*mangle\n-A FORWARD -o wan -j DROP\n", Admits::No),
+            ("*mangle\n-A POSTROUTING -o wan -j DROP\n", Admits::No),
+            ("*mangle\n-A POSTROUTING -o lan -j DROP\n", Admits::Yes),
+            // One chain from two hooks.
+            ("*mangle\n-A PREROUTING -j a\n-A POSTROUTING -p tcp -j a\n-A a -o wan -j DROP\n", Admits::No),
+            ("*mangle\n-A PREROUTING -j a\n-A POSTROUTING -p udp -j a\n-A a -o wan -j DROP\n", Admits::Yes),
+            ("*security\n-A FORWARD -p tcp -j DROP\n", Admits::No),
+            ("*security\n-A FORWARD -d 10.9.0.0/16 -j DROP\n", Admits::Yes),
+            // Each may refuse, none surely.
+            ("*raw\n-A PREROUTING -m limit -j DROP\n*security\n-A FORWARD -m limit -j DROP\n", Admits::Depends),
+        ] {
+            assert_eq!(judged_all(&format!("{rules}{passes}"), &web()), said, "{rules}");
+        }
+        // A policy is a say, too.
+        let text = "*security\n:FORWARD DROP [0:0]\n-A FORWARD -p udp -j ACCEPT\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
+        let ruleset = load("test", text, Family::V4, &["lan", "wan"]).expect("good rules");
+        assert_eq!(Judge::new(Arc::new(ruleset)).admits(&web()), Admits::No);
+    }
+
+    #[test]
+    fn what_is_known_depends_on_the_hook() {
+        let passes = "*filter\n-A FORWARD -j ACCEPT\n";
+        let original = Tuple { dst: Addr::from_v4(0xc000_0201), dport: 8080, ..web().tuple };
+        let translated = FirstPacket { original, dnat: true, ..web() };
+        for (rules, said) in [
+            // Before its destination is translated, and after.
+            ("*raw\n-A PREROUTING -p tcp -d 192.0.2.1 -m tcp --dport 8080 -j DROP\n", Admits::No),
+            ("*mangle\n-A PREROUTING -d 10.2.0.2 -j DROP\n", Admits::Yes),
+            ("*mangle\n-A PREROUTING -m conntrack --ctstate DNAT -j DROP\n", Admits::Yes),
+            ("*mangle\n-A FORWARD -m conntrack --ctstate DNAT -j DROP\n", Admits::No),
+            ("*mangle\n-A POSTROUTING -p tcp -d 10.2.0.2 -m tcp --dport 80 -j DROP\n", Admits::No),
+            // Before conntrack has seen it.
+            ("*raw\n-A PREROUTING -m conntrack --ctstate NEW -j DROP\n", Admits::Yes),
+            ("*raw\n-A PREROUTING -m state --state INVALID -j DROP\n", Admits::No),
+            ("*raw\n-A PREROUTING -m conntrack --ctdir ORIGINAL -j DROP\n", Admits::Yes),
+            ("*raw\n-A PREROUTING -m connmark ! --mark 0x1 -j DROP\n", Admits::Yes),
+            ("*mangle\n-A PREROUTING -m connmark ! --mark 0x1 -j DROP\n", Admits::No),
+            // Before it has a way out.
+            ("*raw\n-A PREROUTING -j a\n-A a -o wan -j DROP\n", Admits::Yes),
+        ] {
+            assert_eq!(judged_all(&format!("{rules}{passes}"), &translated), said, "{rules}");
+        }
+    }
+
+    #[test]
+    fn marks_are_known_until_a_rule_may_change_them() {
+        let (marked, bare) =
+            ("*filter\n-A FORWARD -m mark --mark 0x1 -j ACCEPT\n", "*filter\n-A FORWARD -m mark --mark 0 -j ACCEPT\n");
+        for (rules, by_mark, by_none) in [
+            ("", Admits::No, Admits::Yes),
+            ("*mangle\n-A PREROUTING -p tcp -j MARK --set-mark 1\n", Admits::Depends, Admits::Depends),
+            ("*mangle\n-A PREROUTING -m limit -j MARK --set-mark 1\n", Admits::Depends, Admits::Depends),
+            ("*mangle\n-A PREROUTING -p udp -j MARK --set-mark 1\n", Admits::No, Admits::Yes),
+            ("*mangle\n-A PREROUTING -j CONNMARK --restore-mark\n", Admits::Depends, Admits::Depends),
+            (
+                "*mangle\n-A PREROUTING -g a\n-A a -p tcp -j b\n-A b -j MARK --set-mark 1\n",
+                Admits::Depends,
+                Admits::Depends,
+            ),
+            // Not after it is too late.
+            ("*mangle\n-A POSTROUTING -j MARK --set-mark 1\n", Admits::No, Admits::Yes),
+        ] {
+            assert_eq!(judged_all(&format!("{rules}{marked}"), &web()), by_mark, "{rules}");
+            assert_eq!(judged_all(&format!("{rules}{bare}"), &web()), by_none, "{rules}");
+        }
+        // From there on, and in that chain only on the ways that came past it.
+        let before = "*mangle\n-A PREROUTING -m mark --mark 0 -j DROP\n-A PREROUTING -j MARK --set-mark 1\n*filter\n-A FORWARD -j ACCEPT\n";
+        assert_eq!(judged_all(before, &web()), Admits::No);
+        // One that was expected has its master's mark.
+        let connmark = "*filter\n-A FORWARD -m connmark --mark 0x1 -j ACCEPT\n";
+        assert_eq!(judged_all(connmark, &web()), Admits::No);
+        assert_eq!(judged_all(connmark, &FirstPacket { expected: true, ..web() }), Admits::Depends);
+    }
+
+    #[test]
+    fn the_state_is_known_until_a_rule_may_leave_the_packet_untracked() {
+        let new = "*filter\n-A FORWARD -m conntrack --ctstate NEW -j ACCEPT\n";
+        let established = "*filter\n-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
+        for (rules, said_new, said_established) in [
+            ("", Admits::Yes, Admits::No),
+            ("*raw\n-A PREROUTING -j NOTRACK\n", Admits::Depends, Admits::Depends),
+            ("*raw\n-A PREROUTING -m limit -j CT --notrack\n", Admits::Depends, Admits::Depends),
+            ("*raw\n-A PREROUTING -p udp -j NOTRACK\n", Admits::Yes, Admits::No),
+            ("*raw\n-A PREROUTING -j CT --zone 5\n", Admits::Yes, Admits::No),
+            ("*raw\n-A PREROUTING -p tcp -j NOTRACK\n-A PREROUTING -p tcp -j DROP\n", Admits::No, Admits::No),
+        ] {
+            assert_eq!(judged_all(&format!("{rules}{new}"), &web()), said_new, "{rules}");
+            assert_eq!(judged_all(&format!("{rules}{established}"), &web()), said_established, "{rules}");
+        }
+    }
+
+    const INTERFACES: [&str; 2] = ["lan0", "wan0"];
+
+    /// Chains of the packet's way, and the hook it has there.
+    fn way() -> impl Iterator<Item = (ChainIndex, Hook)> {
+        PATH.into_iter()
+            .filter(|chain| ![NAT_PREROUTING, NAT_POSTROUTING].contains(chain))
+            .map(|at| (at, BUILTIN[at].1))
+    }
+
+    /// Whether the engine lets the packet that this shape begins a connection with through all chains; none if it is malformed.
+    fn engine(vector: &RuleVector, shape: &Shape, expected: bool) -> Option<(FirstPacket, bool)> {
+        let shape = Shape { flags: tcp::SYN, cut: Cut::Whole, doff_lie: 0, extensions: Vec::new(), ..shape.clone() };
+        let mut frame = shape.frame(1, [2, 0, 0, 0, 1, 0]);
+        let (in_port, out_port) = if shape.outward { (PortId::LAN, PortId::WAN) } else { (PortId::WAN, PortId::LAN) };
+        let mut packet = Packet::parse(&frame, in_port, true).ok()?;
+        let tuple = Tuple::of(&packet);
+        let reply = tuple.inverse().unwrap_or(tuple);
+        let first = FirstPacket { tuple, original: tuple, in_port, out_port, expected, dnat: false };
+        let (mut mark, mut template, mut conn_mark) = (0, Template::DEFAULT, 0);
+        let state = if expected { CtInfo::Related } else { CtInfo::New };
+        for (chain, hook) in way() {
+            let is_raw = BUILTIN[chain].0 == TableName::Raw;
+            let info = match (is_raw, template.notrack) {
+                (_, true) => CtInfo::Untracked,
+                (true, _) => CtInfo::Invalid,
+                (false, _) => state,
+            };
+            let tracked = !is_raw && !template.notrack;
+            if hook == Hook::Forward && chain == crate::rules::MANGLE_FORWARD {
+                packet.ttl -= 1;
+            }
+            let routed = hook != Hook::Prerouting;
             let mut context = Context {
                 packet: &mut packet,
                 frame: &mut frame,
-                hook: Hook::Forward,
+                hook,
                 in_port,
-                out_port: Some(out_port),
-                out_mtu: 1500,
-                info: if expected { CtInfo::Related } else { CtInfo::New },
-                status: CtStatus(u16::from(expected)),
-                mark: 0,
-                template: Template::DEFAULT,
+                out_port: routed.then_some(out_port),
+                out_mtu: if routed { 1500 } else { 0 },
+                info,
+                status: CtStatus(u16::from(expected && tracked)),
+                mark,
+                template,
                 traced: false,
                 now: Instant::from_secs(1000),
             };
-            let reply = tuple.inverse().unwrap_or(tuple);
-            let direction = Some(Direction::Original);
-            let mut world = Told { tuples: Some([tuple, reply]), direction, ..Told::default() };
-            let decision = vector.evaluate(FORWARD, &mut context, &mut world, &mut vector.counters());
-            let passes = match decision {
-                Decision::Accept => true,
-                // Malformed, which is not known.
-                Decision::Drop(DropReason::RuleHotdrop) => continue,
-                Decision::Drop(_) | Decision::Reject(_) => false,
+            let mut world = Told {
+                tuples: tracked.then_some([tuple, reply]),
+                direction: tracked.then_some(Direction::Original),
+                conn_mark: tracked.then_some(conn_mark),
+                ..Told::default()
             };
-            let first = FirstPacket { tuple, original: tuple, in_port, out_port, expected, dnat: false };
+            let decision = vector.evaluate(chain, &mut context, &mut world, &mut vector.counters());
+            (mark, template, conn_mark) = (context.mark, context.template, world.conn_mark.unwrap_or(conn_mark));
+            match decision {
+                Decision::Accept => {}
+                // Malformed, which is not known.
+                Decision::Drop(DropReason::RuleHotdrop) => return None,
+                Decision::Drop(_) | Decision::Reject(_) => return Some((first, false)),
+            }
+        }
+        Some((first, true))
+    }
+
+    /// Against the engine: the verdict on a packet that may begin a connection is one that the judge held possible, and
+    /// where no match asks what is not known, and no target makes it so, the judge is certain.
+    fn agrees(family: Family, text: &str, shapes: &[Shape], expected: bool) -> Result<(), TestCaseError> {
+        let ruleset = load("random", text, family, &INTERFACES).expect("a generated file is good");
+        let understood = ["comment", "state", "conntrack", "tcp", "udp", "icmp", "icmp6", "mark"];
+        let rules = || ruleset.chains.iter().flat_map(|chain| &chain.rules);
+        let mut matches = rules().flat_map(|rule| &rule.matches);
+        let unknown = text.contains("--tcp-option")
+            || matches.any(|matched| !understood.contains(&matched.name()))
+            || rules().any(|rule| makes_unknown(&rule.target) != 0);
+        let (vector, judge) = (RuleVector::compile(&ruleset), Judge::new(Arc::new(ruleset)));
+        for shape in shapes {
+            let Some((first, passes)) = engine(&vector, shape, expected) else { continue };
             let said = judge.admits(&first);
             prop_assert!(
                 said != if passes { Admits::No } else { Admits::Yes },
-                "{said:?} but {decision:?}\n{text}\n{first:?}"
+                "{said:?} but it {}\n{text}\n{first:?}",
+                if passes { "passes" } else { "is refused" }
             );
             prop_assert!(unknown || said != Admits::Depends, "nothing is unknown in\n{text}\n{first:?}");
         }
         Ok(())
     }
 
+    /// The rules of a generated filter table as those of another table, whose chains are these.
+    fn elsewhere(filter: &str, table: &str, chains: &[&str]) -> String {
+        let mut text = format!("*{table}\n");
+        chains.iter().for_each(|chain| text += &format!(":{chain} ACCEPT [0:0]\n"));
+        let rules = filter.lines().filter(|line| line.starts_with("-A") || line.ends_with(" - [0:0]"));
+        for (number, line) in rules.enumerate() {
+            let entry = chains[number % chains.len()];
+            // What not every hook takes.
+            let barred = if entry == "PREROUTING" { " -o " } else { " -i " };
+            let anywhere = ["tcp", "udp", "multiport", "state", "conntrack", "limit", "comment", "length", "dscp"];
+            let mut names = line.split(" -m ").skip(1).map(|rest| rest.split(' ').next().unwrap_or_default());
+            if names.any(|name| !anywhere.contains(&name)) || line.starts_with("-A FORWARD") && line.contains(barred) {
+                continue;
+            }
+            // Few refuse, so that other tables have their say, too.
+            let line = match line.find(" -j REJECT") {
+                Some(at) => line[..at].to_owned() + [" -j DROP", " -j RETURN", " -j ACCEPT"][number % 3],
+                None => line.replace(" -j DROP", [" -j DROP", " -j RETURN", ""][number % 3]),
+            };
+            text += &line.replace("-A FORWARD", &format!("-A {entry}"));
+            text.push('\n');
+        }
+        text
+    }
+
+    fn with_all_tables(version: Version) -> impl Strategy<Value = String> {
+        let one = || generator::ruleset(version, Allowed { fast_limits: true, odd: false });
+        let marks = proptest::sample::subsequence(
+            vec![
+                "-A PREROUTING -p tcp -j MARK --set-xmark 0x1/0x3",
+                "-A PREROUTING -m conntrack --ctstate NEW -j CONNMARK --save-mark",
+                "-A FORWARD -m mark --mark 0x1 -j DROP",
+                "-A FORWARD -m mark ! --mark 0/0x2 -j ACCEPT",
+                "-A POSTROUTING -m connmark --mark 0 -j A",
+                "-A A -p udp -j MARK --set-xmark 0x2/0x2",
+            ],
+            0..=6,
+        );
+        let raw = proptest::sample::subsequence(
+            vec![
+                "-A PREROUTING -p udp -j NOTRACK",
+                "-A PREROUTING -p tcp -m tcp --dport 443 -j CT --notrack",
+                "-A PREROUTING -j CT --zone 1",
+                "-A PREROUTING -m state --state UNTRACKED -j ACCEPT",
+            ],
+            0..=4,
+        );
+        (one(), one(), one(), one(), marks, raw, any::<[bool; 3]>()).prop_map(
+            |(filter, mangle, security, early, marks, raw, has)| {
+                let mut text = String::new();
+                if has[0] {
+                    text += &(elsewhere(&early, "raw", &["PREROUTING"]) + &raw.join("\n") + "\nCOMMIT\n");
+                }
+                if has[1] {
+                    let chains = ["PREROUTING", "FORWARD", "POSTROUTING"];
+                    text += &(elsewhere(&mangle, "mangle", &chains) + &marks.join("\n") + "\nCOMMIT\n");
+                }
+                if has[2] {
+                    text += &(elsewhere(&security, "security", &["FORWARD"]) + "COMMIT\n");
+                }
+                text + &filter
+            },
+        )
+    }
+
     fn scene(version: Version) -> impl Strategy<Value = (String, Vec<Shape>, bool)> {
-        let rules = generator::ruleset(version, Allowed { fast_limits: true, odd: false });
+        let filter = generator::ruleset(version, Allowed { fast_limits: true, odd: false });
+        let rules = prop_oneof![filter, with_all_tables(version)];
         (rules, proptest::collection::vec(generator::shape(version), 1..20), any::<bool>())
     }
 

@@ -17,6 +17,13 @@ pub struct ConnmarkMatch {
     invert: bool,
 }
 
+impl ConnmarkMatch {
+    /// What it says of a connection with this mark.
+    pub(in crate::rules) const fn holds(self, mark: u32) -> bool {
+        self.mark.holds(mark) != self.invert
+    }
+}
+
 impl Extension for ConnmarkMatch {
     const NAME: &'static str = "connmark";
     const WANTS_CONNTRACK: bool = true;
@@ -50,7 +57,7 @@ impl Matcher for ConnmarkMatch {
     }
 
     fn test(&self, _: &Context<'_>, world: &dyn World, (): &()) -> Answer {
-        world.conn_mark().is_some_and(|mark| self.mark.holds(mark) != self.invert).into()
+        world.conn_mark().is_some_and(|mark| self.holds(mark)).into()
     }
 }
 

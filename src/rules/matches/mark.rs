@@ -17,6 +17,13 @@ pub struct MarkMatch {
     invert: bool,
 }
 
+impl MarkMatch {
+    /// What it says of a packet with this mark.
+    pub(in crate::rules) const fn holds(self, mark: u32) -> bool {
+        self.mark.holds(mark) != self.invert
+    }
+}
+
 impl Extension for MarkMatch {
     const NAME: &'static str = "mark";
     const OPTIONS: &'static [OptionSpec] = &[OptionSpec::new(MARK, &["--mark"]).invertible()];
@@ -50,7 +57,7 @@ impl Matcher for MarkMatch {
     }
 
     fn test(&self, context: &Context<'_>, _: &dyn World, (): &()) -> Answer {
-        (self.mark.holds(context.mark) != self.invert).into()
+        self.holds(context.mark).into()
     }
 }
 
