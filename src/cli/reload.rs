@@ -15,6 +15,7 @@ use crate::control::startup::Failure;
   xrouter reload --dry-run
   xrouter reload --established keep
   xrouter reload --sets
+  xrouter reload --sets --established recheck
 
 The router reads the files again that it was started with: --config, and the files of rules and sets that it or the
 command line names.
@@ -22,26 +23,27 @@ The new rules come into force between two packets, or not at all: a file that is
 line is shown. No packet is lost. Counters and limits of rules that are unchanged go on.
 
 --established says what becomes of the connections there are:
-  recheck  those end whose first packet the new rules would refuse now, whatever matches say that depend on the single
-           packet or the time (limit, length, ...); the others stay
-  keep     all stay, as with iptables-restore, and are judged by the new rules packet by packet
+  recheck  those end whose first packet a chain on its way (raw, mangle, filter, security) would refuse now, whatever
+           matches say that depend on the single packet or the time (limit, length, ...); the others stay
+  keep     all stay, as with iptables-restore and ipset, and are judged by the new rules packet by packet
   flush    all end
 The first packet after its end makes a connection anew, if the rules let it.
 
---sets leaves the rules alone, which then must find their sets as they were: by name, type and IP version.
+--sets leaves the rules alone, which then must find their sets as they were: by name, type and IP version. It leaves
+the connections alone, too, unless --established says otherwise.
 
 SIGHUP does the same as `xrouter reload`.
 
 Exit codes: 0 done; 1 failed; 2 a file is wrong, and nothing was changed; 4 no daemon.")]
 pub(super) struct ReloadArgs {
-    /// What becomes of the connections there are: recheck, keep, flush
-    #[arg(long, value_name = "HOW", default_value = "recheck")]
-    established: Established,
+    /// What becomes of the connections there are: recheck, keep, flush [default: recheck; with --sets: keep]
+    #[arg(long, value_name = "HOW")]
+    established: Option<Established>,
     /// Only say what would change, and how many connections would end
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Only the sets (--sets): other contents between two packets, rules and connections as they are
-    #[arg(long, conflicts_with = "established")]
+    /// Only the sets (--sets): other contents between two packets, rules as they are
+    #[arg(long)]
     sets: bool,
     /// As JSON, on one line
     #[arg(short = 'j', long)]

@@ -8,12 +8,14 @@
 //!    policy is freed, here.
 //! 4. Connections that the new rules would not let begin are ended, or all, or none: [`Established`].
 //!
-//! One reload at a time. It may take long in a large table; then it is step 4 that does, in bounded pieces.
+//! One reload at a time. It may take long in a large table; then it is step 4 that does, in bounded pieces. A reload of the sets
+//! alone exchanges their contents instead of steps 1 to 3, and step 4 follows if it is asked for.
 //!
-//! What a *recheck* ends: a connection whose first packet the FORWARD rules now in force would refuse, whatever is not known
-//! of that packet ([`crate::rules::Judge`] says what is). The packet is thought to come in by the port that leads back to its
-//! source, and to leave by the port that leads to its destination, by the routes in force; a connection that has no such
-//! way now is left alone, since routes come back.
+//! What a *recheck* ends: a connection whose first packet would surely be refused by one of the chains now in force on a
+//! forwarded packet's way (those of raw, mangle, filter and security), whatever is not known of that packet
+//! ([`crate::rules::Judge`] says what is). The packet is thought to come in by the port that leads back to its source, and to
+//! leave by the port that leads to its destination, by the routes in force; a connection that has no such way now is left
+//! alone, since routes come back.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -86,9 +88,9 @@ impl FromStr for Established {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wish {
-    /// What becomes of the connections there are.
-    #[serde(default)]
-    pub established: Established,
+    /// What becomes of the connections there are; without a word, what [`Wish::established`] says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub established: Option<Established>,
     /// Only say what would be.
     #[serde(default)]
     pub dry_run: bool,
@@ -98,6 +100,15 @@ pub struct Wish {
     /// Diagnostics are for a terminal.
     #[serde(default)]
     pub styled: bool,
+}
+
+impl Wish {
+    /// What becomes of the connections there are. Without a word, other rules recheck them, and other sets leave them alone, as
+    /// on Linux.
+    pub fn established(&self) -> Established {
+        let unsaid = if self.sets { Established::Keep } else { Established::Recheck };
+        self.established.unwrap_or(unsaid)
+    }
 }
 
 /// Why nothing was changed.
@@ -193,7 +204,8 @@ impl fmt::Display for ReloadReport {
         if let (Some(SetsReport { file, sets, entries }), true) = (&self.sets, self.files.is_empty()) {
             let what = if self.dry_run { "could be in force (dry run)" } else { "in force" };
             let of = format!("{sets} set{} with {entries} elements", plural(*sets as u64));
-            return write!(f, "sets of {file} {what}: {of}; rules stay (policy {})", self.generation);
+            write!(f, "sets of {file} {what}: {of}; rules stay (policy {})", self.generation)?;
+            return self.connections(f);
         }
         match self.dry_run {
             false => write!(f, "policy {} is in force: ", self.generation)?,
@@ -210,6 +222,13 @@ impl fmt::Display for ReloadReport {
         if let Some(sets) = &self.sets {
             write!(f, ", {} set{}", sets.sets, plural(sets.sets as u64))?;
         }
+        self.connections(f)
+    }
+}
+
+impl ReloadReport {
+    /// What became of the connections, after all else.
+    fn connections(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let would = if self.dry_run { "would be ended" } else { "ended" };
         match (self.established, self.connections) {
             (Established::Keep, _) => f.write_str("; connections stay (keep)"),
@@ -331,7 +350,7 @@ fn build(
     let mut report = ReloadReport {
         generation: if wish.dry_run { before.policy.generation } else { policy.generation },
         dry_run: wish.dry_run,
-        established: wish.established,
+        established: wish.established(),
         sets: config.sets.as_ref().map(|file| sets_report(&file.display().to_string(), &sets)),
         read_ms: milliseconds(read),
         compile_ms: milliseconds(compiled),
@@ -395,7 +414,7 @@ fn change_sets(
         generation: before.policy.generation,
         dry_run: wish.dry_run,
         sets: Some(sets_report(&file.display().to_string(), next.as_ref().unwrap_or(sets))),
-        established: Established::Keep,
+        established: wish.established(),
         read_ms: milliseconds(start.elapsed()),
         ..ReloadReport::default()
     })
@@ -552,8 +571,10 @@ impl Workers {
         let (sources, registry, workers, wish) = (sources.clone(), self.registry.clone(), self.workers(), *wish);
         let (at, lost) = (self.now(), |error| BackendError(format!("the rules could not be compiled: {error}")));
         if wish.sets {
+            let rulesets = before.rulesets.clone();
             let made = tokio::task::spawn_blocking(move || change_sets(&sources, &before, at, &wish));
-            return Ok(made.await.map_err(lost)??);
+            let report = made.await.map_err(lost)??;
+            return Ok(self.end_connections(&rulesets, report, by).await);
         }
         let made = tokio::task::spawn_blocking(move || build(&sources, &before, &registry, workers, at, &wish));
         let (built, mut report) = made.await.map_err(lost)??;
@@ -566,14 +587,19 @@ impl Workers {
             applied.await.map_err(lost)??;
             self.publish(built).await?;
         }
-        let outcome = match wish.established {
+        Ok(self.end_connections(&rulesets, report, by).await)
+    }
+
+    /// Step 4, as the report says it is to be.
+    async fn end_connections(&self, rulesets: &[Arc<Ruleset>; 2], mut report: ReloadReport, by: u32) -> ReloadReport {
+        let outcome = match report.established {
             Established::Keep => Ok(()),
-            Established::Recheck => self.recheck(&rulesets, &mut report, by).await,
+            Established::Recheck => self.recheck(rulesets, &mut report, by).await,
             Established::Flush => self.flush(&mut report, by).await,
         };
         // The new rules are in force all the same.
         report.unfinished = outcome.err().map(|error| format!("not every connection was looked at: {error}"));
-        Ok(report)
+        report
     }
 
     /// What is in force.

@@ -161,7 +161,7 @@ impl Backend for OneTable {
             true => Err(Refused::Files("error: a line is wrong\n --> rules.v4:7:1".into())),
             false => Ok(ReloadReport {
                 generation: 2,
-                established: wish.established,
+                established: wish.established(),
                 connections: self.table.borrow().len() as u64,
                 ..ReloadReport::default()
             }),

@@ -110,7 +110,7 @@ impl Backend for Fake {
     async fn reload(&self, wish: &Wish, _: u32) -> Result<ReloadReport, Refused> {
         match wish.styled {
             true => Err(Refused::Files("error: line 7 is wrong".into())),
-            false => Ok(ReloadReport { established: wish.established, ended: 3, ..ReloadReport::default() }),
+            false => Ok(ReloadReport { established: wish.established(), ended: 3, ..ReloadReport::default() }),
         }
     }
 

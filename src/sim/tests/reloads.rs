@@ -24,9 +24,9 @@ impl Drop for Run {
 
 const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
 const LAN_TO_WAN: &str = "-A FORWARD -i lan0 -o wan0 -m conntrack --ctstate NEW -j ACCEPT\n";
-const KEEP: Wish = Wish { established: Established::Keep, dry_run: false, sets: false, styled: false };
-const RECHECK: Wish = Wish { established: Established::Recheck, ..KEEP };
-const FLUSH: Wish = Wish { established: Established::Flush, ..KEEP };
+const KEEP: Wish = Wish { established: Some(Established::Keep), dry_run: false, sets: false, styled: false };
+const RECHECK: Wish = Wish { established: Some(Established::Recheck), ..KEEP };
+const FLUSH: Wish = Wish { established: Some(Established::Flush), ..KEEP };
 
 fn text(rules: &str) -> String {
     format!("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n")
@@ -363,7 +363,8 @@ fn sets_change_alone_and_a_wrong_file_changes_nothing() {
     assert_eq!((report.generation, run.sim.policy.load().generation), (1, 1), "no rule was compiled");
     let line = report.to_string();
     assert!(
-        line.starts_with("sets of ") && line.ends_with(": 2 sets with 7 elements; rules stay (policy 1)"),
+        line.starts_with("sets of ")
+            && line.ends_with(": 2 sets with 7 elements; rules stay (policy 1); connections stay (keep)"),
         "{line}"
     );
     assert_eq!(run.passing(1000..1010), 7);
