@@ -37,6 +37,16 @@ fn sets_change_in_a_running_router() {
     let said = router.ask(&["reload", "--sets"]);
     assert!(said.starts_with("sets of ") && said.contains("1 set with 1 elements; rules stay (policy 1)"), "{said}");
     eventually(5 * SECOND, "a ping", || net.pings(Place::Lan, "10.2.0.2"));
+    // Its connections end with it, for those who want that.
+    let tracked = || router.ask(&["conntrack", "-L", "-f", "ipv4"]).contains("dst=10.2.0.2 ");
+    allowed("192.0.2.0/24");
+    let said = router.ask(&["reload", "--sets"]);
+    assert!(said.ends_with("; connections stay (keep)\n") && tracked(), "{said}");
+    let said = router.ask(&["reload", "--sets", "--established", "recheck"]);
+    assert!(said.contains(" ended (recheck)") && !said.contains("; 0 of") && !tracked(), "{said}");
+    allowed("10.2.0.0/24");
+    router.ask(&["reload", "--sets"]);
+    eventually(5 * SECOND, "a ping", || net.pings(Place::Lan, "10.2.0.2"));
     let listed = router.ask(&["sets"]);
     assert!(listed.lines().any(|line| line.split_whitespace().eq(["allowed", "hash:net", "1"])), "{listed}");
     assert!(router.ask(&["sets", "--save"]).contains("\nadd allowed 10.2.0.0/24\n"));

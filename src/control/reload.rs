@@ -387,13 +387,13 @@ fn sets_report(file: &str, sets: &SetTable) -> SetsReport {
     SetsReport { file: file.to_owned(), sets: all.len(), entries: all.iter().map(|set| set.entries).sum() }
 }
 
-/// Other contents for the sets in force, while rules are tested against them.
+/// Other contents for the sets in force, while rules are tested against them; for a dry run, the sets that would be.
 fn change_sets(
     sources: &Sources,
     before: &Before,
     at: crate::time::Instant,
     wish: &Wish,
-) -> Result<ReloadReport, Failure> {
+) -> Result<(ReloadReport, Option<SetTable>), Failure> {
     let start = Instant::now();
     let config = sources.config()?;
     let Some(file) = &config.sets else {
@@ -410,14 +410,15 @@ fn change_sets(
             None
         }
     };
-    Ok(ReloadReport {
+    let report = ReloadReport {
         generation: before.policy.generation,
         dry_run: wish.dry_run,
         sets: Some(sets_report(&file.display().to_string(), next.as_ref().unwrap_or(sets))),
         established: wish.established(),
         read_ms: milliseconds(start.elapsed()),
         ..ReloadReport::default()
-    })
+    };
+    Ok((report, next))
 }
 
 pub(super) fn milliseconds(time: Duration) -> f64 {
@@ -573,8 +574,12 @@ impl Workers {
         if wish.sets {
             let rulesets = before.rulesets.clone();
             let made = tokio::task::spawn_blocking(move || change_sets(&sources, &before, at, &wish));
-            let report = made.await.map_err(lost)??;
-            return Ok(self.end_connections(&rulesets, report, by).await);
+            let (report, next) = made.await.map_err(lost)??;
+            let judge = |ruleset: &Arc<Ruleset>| match &next {
+                Some(next) => Judge::with_sets(ruleset.clone(), next),
+                None => Judge::new(ruleset.clone()),
+            };
+            return Ok(self.end_connections(|| rulesets.each_ref().map(judge), report, by).await);
         }
         let made = tokio::task::spawn_blocking(move || build(&sources, &before, &registry, workers, at, &wish));
         let (built, mut report) = made.await.map_err(lost)??;
@@ -587,14 +592,19 @@ impl Workers {
             applied.await.map_err(lost)??;
             self.publish(built).await?;
         }
-        Ok(self.end_connections(&rulesets, report, by).await)
+        Ok(self.end_connections(|| rulesets.map(Judge::new), report, by).await)
     }
 
     /// Step 4, as the report says it is to be.
-    async fn end_connections(&self, rulesets: &[Arc<Ruleset>; 2], mut report: ReloadReport, by: u32) -> ReloadReport {
+    async fn end_connections(
+        &self,
+        judges: impl FnOnce() -> [Judge; 2],
+        mut report: ReloadReport,
+        by: u32,
+    ) -> ReloadReport {
         let outcome = match report.established {
             Established::Keep => Ok(()),
-            Established::Recheck => self.recheck(rulesets, &mut report, by).await,
+            Established::Recheck => self.recheck(judges(), &mut report, by).await,
             Established::Flush => self.flush(&mut report, by).await,
         };
         // The new rules are in force all the same.
@@ -678,13 +688,8 @@ impl Workers {
     }
 
     /// Ends the connections that the rules would not let begin; only counts them in a dry run.
-    async fn recheck(
-        &self,
-        rulesets: &[Arc<Ruleset>; 2],
-        report: &mut ReloadReport,
-        by: u32,
-    ) -> Result<(), BackendError> {
-        let judges = Arc::new(rulesets.each_ref().map(|ruleset| Judge::new(ruleset.clone())));
+    async fn recheck(&self, judges: [Judge; 2], report: &mut ReloadReport, by: u32) -> Result<(), BackendError> {
+        let judges = Arc::new(judges);
         let entries = Vec::with_capacity(PIECE);
         let filter = ConnFilter::default();
         let mut walk = Box::new(Walk { filter, delete_for: None, cursor: None, budget: 0, entries });

@@ -4,7 +4,7 @@ use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
 use crate::rules::extension::{Answer, Basis, Extension, Given, Matcher, OptionSpec, Whole};
 use crate::rules::registry::Registry;
-use crate::rules::set::{Compare, NamedSet, SetRef};
+use crate::rules::set::{Compare, NamedSet, Question, SetCell, SetRef, TuplePacket};
 use crate::wire::Family;
 use core::fmt::Write;
 
@@ -35,6 +35,13 @@ impl SetMatch {
     /// The same question, asked so that it leaves no trace in the set.
     pub(in crate::rules) fn only_looking(&self) -> SetMatch {
         SetMatch { leaves_counters: true, leaves_subcounters: true, ..self.clone() }
+    }
+
+    /// What it says of a packet that no more is known of than its tuple, where that settles it. `set` is the one it names.
+    pub(in crate::rules) fn of_tuple(&self, set: &SetCell, packet: &TuplePacket) -> Option<bool> {
+        let asked = self.set.as_ref().filter(|_| self.packets.is_none() && self.bytes.is_none())?;
+        let question = Question { return_nomatch: self.return_nomatch, ..packet.question(asked.sides) };
+        Some(set.test(&question).is_some() != self.invert)
     }
 
     /// The set it names.

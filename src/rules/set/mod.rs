@@ -25,6 +25,7 @@ mod parse;
 mod question;
 mod reference;
 mod save;
+mod settled;
 mod table;
 
 #[cfg(test)]
@@ -33,7 +34,8 @@ mod tests;
 pub use entry::Sets;
 pub(super) use handle::NamedSet;
 use parse::NAME_MAX;
-pub(super) use question::Compare;
+pub(super) use question::{Compare, Question};
 pub(super) use reference::{SetRef, check};
+pub(super) use settled::TuplePacket;
 pub(super) use table::SetCell;
 pub use table::{SetSummary, SetTable};

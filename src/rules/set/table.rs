@@ -81,6 +81,11 @@ pub(super) struct Content {
 }
 
 impl Content {
+    /// Whether rules may change the elements.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.kept, Kept::Live(_))
+    }
+
     /// Lets `look` see the elements.
     pub(super) fn see<T>(&self, look: impl FnOnce(&Store) -> T) -> T {
         match &self.kept {

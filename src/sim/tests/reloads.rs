@@ -414,3 +414,26 @@ fn what_packets_added_stays_while_the_lines_of_the_set_do() {
     run.reload(KEEP).expect("good files");
     assert_eq!(run.passing(1000..1012), 12, "another set begins anew");
 }
+
+#[test]
+fn connections_end_with_the_sets_that_let_them_begin_if_that_is_asked_for() {
+    let rules = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+                 -A FORWARD -p udp -m set --match-set ports src -j ACCEPT\n";
+    let mut run = Run::with_sets(rules, Some(&ports(1000, 1005)));
+    assert_eq!(run.passing(1000..1010), 6);
+    std::fs::write(run.sets_file(), ports(1000, 1003)).expect("a file");
+    // Without a word nobody looks at them.
+    let unsaid = Wish { established: None, ..SETS_ONLY };
+    let (recheck, flush) = (Wish { sets: true, ..RECHECK }, Wish { sets: true, ..FLUSH });
+    let dry = run.reload(Wish { dry_run: true, ..recheck }).expect("good sets");
+    assert_eq!((dry.connections, dry.ended), (6, 2), "{dry}");
+    assert!(dry.to_string().ends_with("; 2 of 6 connections would be ended (recheck)"), "{dry}");
+    let kept = run.reload(unsaid).expect("good sets");
+    assert_eq!((kept.established, kept.connections, kept.ended), (Established::Keep, 0, 0), "{kept}");
+    let ended = run.reload(recheck).expect("good sets");
+    assert_eq!((ended.connections, ended.ended), (6, 2), "{ended}");
+    assert!(ended.to_string().ends_with("; rules stay (policy 1); 2 of 6 connections ended (recheck)"), "{ended}");
+    let flushed = run.reload(flush).expect("good sets");
+    assert_eq!((flushed.connections, flushed.ended), (4, 4), "{flushed}");
+    assert_eq!(Wish { established: None, ..KEEP }.established(), Established::Recheck);
+}
