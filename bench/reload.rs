@@ -346,7 +346,7 @@ fn published(file: &File) -> Published {
 fn run(workers: &Workers, file: &File, count: usize, stage: &AtomicU64) -> Vec<ReloadReport> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     std::thread::sleep(Duration::from_millis(500));
-    let wish = Wish { established: Established::Keep, ..Wish::default() };
+    let wish = Wish { established: Some(Established::Keep), ..Wish::default() };
     let once = |round: usize| {
         std::fs::write(&file.0, rules_text(count, round)).expect("a file");
         stage.fetch_add(1, Ordering::Relaxed);

@@ -159,6 +159,16 @@ fn a_running_routers_rules_change_line_by_line() {
         (&["iptables", "-A", "FORWARD", "--dprot", "80"], "iptables:2:"),
         (&["ip6tables", "-t", "mangle", "-A", "NOWHERE", "-j", "DROP"], "NOWHERE"),
         (&["iptables", "-L"], "rules stats"),
+        (
+            &["iptables", "-A", "FORWARD", "-m", "connbytes", "--connbytes", "1", "--connbytes-dir", "both"][..],
+            "--connbytes-mode",
+        ),
+        (
+            &"iptables -A FORWARD -m connbytes --connbytes 1 --connbytes-dir both --connbytes-mode bytes"
+                .split(' ')
+                .collect::<Vec<_>>(),
+            "these rules need a restart",
+        ),
     ] {
         let (code, said, complaints) = ask(&router, words, "");
         assert!(code == 2 && said.is_empty() && complaints.contains(part), "{words:?}: {code} {complaints}");

@@ -21,7 +21,7 @@ use super::host;
 use super::reload::{Before, Built, Refused, compile_after, milliseconds, plural, untracked};
 use super::sources;
 use crate::datapath::Ledger;
-use crate::rules::{self, Registry};
+use crate::rules::{self, Registry, Ruleset};
 use crate::wire::Family;
 
 /// What a client asks for.
@@ -87,13 +87,21 @@ impl fmt::Display for ChangeReport {
     }
 }
 
-/// Reads, checks and compiles; nothing is in force yet. Nothing is compiled in a dry run.
+/// What became of a request.
+struct Made {
+    rulesets: [Arc<Ruleset>; 2],
+    /// Nothing in a dry run.
+    built: Option<Built>,
+    report: ChangeReport,
+}
+
+/// Reads, checks and compiles; nothing is in force yet.
 fn build(
     wish: &ChangeWish,
     before: &Before,
     registry: &std::sync::Mutex<Registry>,
     workers: usize,
-) -> Result<(Option<Built>, ChangeReport), Refused> {
+) -> Result<Made, Refused> {
     let family = if wish.family == 6 { Family::V6 } else { Family::V4 };
     let (at, other) = (family_index(family), 1 - family_index(family));
     let start = Instant::now();
@@ -115,7 +123,7 @@ fn build(
     rulesets[at] = Arc::new(changed.ruleset);
     report.notes.extend(sources::lacking(&before.config, [&rulesets[0], &rulesets[1]]));
     if wish.dry_run {
-        return Ok((None, report));
+        return Ok(Made { rulesets, built: None, report });
     }
     let start = Instant::now();
     let same = (0..rulesets[other].rule_count()).map(Some).collect::<Vec<_>>();
@@ -134,7 +142,8 @@ fn build(
     zeroed[at] = changed.zeroed;
     let ledgers = (0..workers).map(|_| Ledger::new(&policy)).collect();
     let (config, policy) = (before.config.clone(), Arc::new(policy));
-    Ok((Some(Built { config, rulesets, counted: kept, zeroed, policy, registry, ledgers }), report))
+    let built = Built { config, rulesets: rulesets.clone(), counted: kept, zeroed, policy, registry, ledgers };
+    Ok(Made { rulesets, built: Some(built), report })
 }
 
 impl Workers {
@@ -146,11 +155,11 @@ impl Workers {
         let (registry, workers) = (self.registry.clone(), self.workers());
         let lost = |error| BackendError(format!("the rules could not be compiled: {error}"));
         let made = tokio::task::spawn_blocking(move || build(&wish, &before, &registry, workers));
-        let (built, report) = made.await.map_err(lost)??;
+        let Made { rulesets, built, report } = made.await.map_err(lost)??;
+        self.check_accounting(&rulesets).await?;
         let Some(built) = built else { return Ok(report) };
-        self.check_accounting(&built.rulesets).await?;
-        let (config, of_host) = (built.config.clone(), built.rulesets.clone());
-        let applied = tokio::task::spawn_blocking(move || host::apply(&config, [&of_host[0], &of_host[1]]));
+        let config = built.config.clone();
+        let applied = tokio::task::spawn_blocking(move || host::apply(&config, [&rulesets[0], &rulesets[1]]));
         applied.await.map_err(lost)??;
         self.publish(built).await?;
         tracing::info!("rules changed by process {by}: {report}");
