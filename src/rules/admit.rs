@@ -1,16 +1,16 @@
 //! Whether rules would let a connection begin: [`Judge`], over the typed rules, without packet, counter or clock.
 //!
 //! Asked of connections that already are there, when rules or sets have changed: would the packet that began it pass every
-//! chain on a forwarded packet's way now, in order: raw PREROUTING, mangle PREROUTING, FORWARD of mangle, filter and
-//! security, mangle POSTROUTING ([`PATH`] without nat, which does not refuse)? What that packet was like is known of its
-//! tuple, its state (NEW, or RELATED for one that was expected; INVALID in raw, before conntrack has seen it), its marks
-//! (none) and its interfaces; a TCP connection begins with SYN. Before it is routed it has no way out, and the destination
-//! that it was sent to. The rest of it (length, TTL, options) is not known, and neither is what a `limit` would say or what
-//! time it would be. Of a set it is known whether the packet is in it, unless its elements expire, rules change them, or it
-//! looks at more than the tuple and the interfaces. So the answer to each match is yes, no or *maybe*, and a rule that may
-//! match leads on both ways at once: [`Admits::No`] is said only when no way leads through all chains, so that no connection
-//! ends for a match that depends on the single packet, the time or what was counted. Two matches that are not known are taken
-//! as independent of each other, which errs on the side of `Depends`.
+//! chain on a forwarded packet's way now, in order: raw PREROUTING, mangle PREROUTING, FORWARD of mangle, filter and security,
+//! mangle POSTROUTING ([`PATH`] without nat, which does not refuse)? What that packet was like is known of its tuple, its
+//! state (NEW, or RELATED for one that was expected; INVALID in raw, before conntrack has seen it), its marks (none) and its
+//! interfaces; a TCP connection begins with SYN. Before it is routed it has no way out, and the destination that it was sent
+//! to. The rest of it (length, TTL, options) is not known, and neither is what a `limit` would say or what time it would be.
+//! Of a set it is known whether the packet is in it, unless its elements expire, rules change them, or it looks at more than the
+//! tuple and the interfaces. So the answer to each match is yes, no or *maybe*, and a rule that may match leads on both ways at
+//! once: [`Admits::No`] is said only when no way leads through all chains, so that no connection ends for a match that
+//! depends on the single packet, the time or what was counted. Two matches that are not known are taken as independent of each
+//! other, which errs on the side of `Depends`.
 //!
 //! Some targets change what later rules read. From a MARK, CONNMARK or SET that may have run, marks are not known any more;
 //! from a NOTRACK or `CT --notrack`, the state and all else of the connection. Ways with such a past are told from those
