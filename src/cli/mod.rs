@@ -46,6 +46,8 @@ Examples:
       xrouter explain -i eth0 'tcp 192.168.1.7:1234 > 1.1.1.1:443 syn'
   Change a setting of a running router, as sysctl(8) would:
       xrouter sysctl -w net.netfilter.nf_conntrack_udp_timeout=60
+  Change a rule of a running router, as iptables(8) would:
+      xrouter iptables -I FORWARD 1 -s 192.0.2.1 -j DROP
   Put other rules in force, without losing a packet:
       xrouter reload --dry-run && xrouter reload
 
