@@ -419,6 +419,22 @@ fn rules_are_checked() {
     refused(&["rules", "check", &good, "--lan", "eth0"], 2, &["both --lan and --wan"]);
 }
 
+/// What fuzzing has broken once.
+#[test]
+fn no_text_that_was_too_much_once_is_too_much_again() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/crashes/rules");
+    let files: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("the folder").map(|file| file.expect("a file").path()).collect();
+    assert!(!files.is_empty());
+    for file in files.iter().map(|file| file.to_str().expect("a plain path")) {
+        for version in ["-4", "-6"] {
+            let (code, _, stderr) = xrouter(&["rules", "check", version, file]);
+            assert!(matches!(code, 0 | 2), "{file}: {code}: {stderr}");
+            assert!(!stderr.contains("panicked"), "{file}: {stderr}");
+        }
+    }
+}
+
 #[test]
 fn the_built_in_rules_are_good_rules() {
     let folder = Folder::new();

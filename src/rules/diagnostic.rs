@@ -307,8 +307,11 @@ impl<'t> Report<'t> {
         let start = problem.span.start.saturating_sub(self.first).min(self.text.len());
         let line_start = self.line_starts[line - 1];
         let text = self.text[line_start..].split('\n').next().unwrap_or_default();
-        let from = start - line_start;
+        // Whole characters: who says which byte is wrong need not know where a character begins.
+        let is_boundary = |at: &usize| text.is_char_boundary(*at);
+        let from = (0..=start - line_start).rfind(is_boundary).unwrap_or(0);
         let to = problem.span.end.saturating_sub(self.first + line_start).clamp(from, text.len());
+        let to = (to..=text.len()).find(is_boundary).unwrap_or(text.len());
         Diagnostic {
             severity,
             file: self.file.to_owned(),
