@@ -231,7 +231,7 @@ fn l4(proto: u8, made: &[u8; PACKET]) -> Vec<u8> {
         _ => {}
     }
     bytes.extend(&rest[..rest.len() - usize::from(made[15] >> 4)]);
-    if matches!(proto, 17 | 136) {
+    if matches!(proto, 17 | 136) && bytes.len() >= 6 {
         let length = bytes.len() as u16;
         bytes[4..6].copy_from_slice(&length.to_be_bytes());
     }
