@@ -229,6 +229,12 @@ fn the_hosts_tables_change_with_what_else_a_reload_changes_and_nowhere_else() {
         "{last}-A FORWARD -m connbytes --connbytes 1 --connbytes-dir both --connbytes-mode bytes -j ACCEPT\n"
     ));
     refused("-m connbytes");
+    // What the kernel refuses for the host leaves the settings as they are, too.
+    config("nf_conntrack_udp_timeout = 31\n");
+    rules("-A OUTPUT -m devgroup --src-group 0x1 -j DROP\n");
+    refused("iptables-restore says");
+    assert_eq!(router.ask(&["sysctl", "-n", "nf_conntrack_udp_timeout"]), "30\n");
+    config("nf_conntrack_udp_timeout = 30\n");
     // A dry run gives the host nothing.
     rules(last);
     router.ask(&["reload", "--dry-run"]);

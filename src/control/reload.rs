@@ -34,7 +34,7 @@ use super::host;
 use super::sources::{self, Sources};
 use super::startup::{self, Failure};
 use super::sysctl;
-use crate::conntrack::{ConnFilter, ConnView, CtStatus, Tuple};
+use crate::conntrack::{ConnFilter, ConnView, CtStatus, Settings, Tuple};
 use crate::datapath::Ledger;
 use crate::route::Route;
 use crate::rules::{
@@ -586,10 +586,13 @@ impl Workers {
         let rulesets = built.rulesets.clone();
         self.check_accounting(&rulesets).await?;
         if !wish.dry_run {
-            self.change_settings(&built.config, &mut report.notes).await?;
+            let former = self.change_settings(&built.config, &mut report.notes).await?;
             let (config, of_host) = (built.config.clone(), rulesets.clone());
             let applied = tokio::task::spawn_blocking(move || host::apply(&config, [&of_host[0], &of_host[1]]));
-            applied.await.map_err(lost)??;
+            if let Err(failure) = applied.await.map_err(lost)? {
+                self.put_back(former).await;
+                return Err(failure.into());
+            }
             self.publish(built).await?;
         }
         Ok(self.end_connections(|| rulesets.map(Judge::new), report, by).await)
@@ -631,11 +634,11 @@ impl Workers {
         }
     }
 
-    /// Puts conntrack settings in force that the configuration has changed.
-    async fn change_settings(&self, config: &Config, notes: &mut Vec<String>) -> Result<(), Refused> {
+    /// Puts conntrack settings in force that the configuration has changed; gives those before, if they were others.
+    async fn change_settings(&self, config: &Config, notes: &mut Vec<String>) -> Result<Option<Settings>, Refused> {
         let changes = sources::changed_settings(&self.in_force.lock().await.config, config);
         if changes.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let mut settings = self.settings.lock().await;
         let wrong = |error: String| Refused::Files(format!("error: [conntrack] {error}"));
@@ -645,8 +648,20 @@ impl Workers {
             tracing::info!("conntrack settings: {}{name} = {value}, by the configuration", sysctl::PATH);
             notes.push(format!("{}{name} = {value}", sysctl::PATH));
         }
-        *settings = wanted;
-        Ok(())
+        Ok(Some(std::mem::replace(&mut *settings, wanted)))
+    }
+
+    /// The settings before are in force again, since the rest of the reload was refused.
+    async fn put_back(&self, former: Option<Settings>) {
+        let Some(former) = former else { return };
+        let mut settings = self.settings.lock().await;
+        match self.put_in_force(&former, &settings).await {
+            Ok(()) => {
+                tracing::info!("conntrack settings: as before");
+                *settings = former;
+            }
+            Err(error) => tracing::error!("conntrack settings: they may not be what they were: {error}"),
+        }
     }
 
     /// Steps 2 and 3.
