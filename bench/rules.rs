@@ -2,7 +2,8 @@
 //! walk; time to build, bytes, changes per second.
 //!
 //! The last columns are the whole evaluation, and compiling for it: the same rules as `iptables-restore` text, loaded, compiled,
-//! and asked what becomes of each header as the first packet of a new connection.
+//! and asked what becomes of each header as the first packet of a new connection; one by one, and in batches as the datapath
+//! does (what is foreseen of all, then each).
 //!
 //! `cargo bench --bench rules` for all sets, or name some: `cargo bench --bench rules -- acl4-10000 fw6-1000`; a name that ends
 //! in `-shuffled` has its rules in random order. `--write FOLDER` writes the sets and their headers as files for
@@ -22,7 +23,7 @@ use xrouter::conntrack::{CtInfo, CtStatus, Template};
 use xrouter::device::PortId;
 use xrouter::packet::Packet;
 use xrouter::rules::index::{Bounds, Index, Key, NONE};
-use xrouter::rules::{Context, FORWARD, Hook, RuleVector, Told, load};
+use xrouter::rules::{Context, FORWARD, Foresight, Hook, RuleVector, Told, load};
 use xrouter::time::Instant;
 use xrouter::wire::{Addr, Family};
 
@@ -93,8 +94,35 @@ fn packet<const N: usize>(key: &Key<N>, blank: &Packet) -> Packet {
     Packet { family, src, dst, sport: key.sport, dport: key.dport, proto: key.proto, l4_len: 20, ..*blank }
 }
 
-/// Nanoseconds for the whole evaluation of a packet of a new connection, and milliseconds to compile the rules.
-fn evaluate<const N: usize>(set: &Set<N>) -> (f64, f64) {
+/// What the whole evaluation costs.
+struct Whole {
+    /// Nanoseconds for a packet of a new connection, by itself.
+    one: f64,
+    /// The same in batches.
+    batch: f64,
+    /// Milliseconds to compile the rules.
+    compile: f64,
+}
+
+/// A packet as the datapath brings it to FORWARD.
+fn context<'a>(packet: &'a mut Packet, frame: &'a mut [u8]) -> Context<'a> {
+    Context {
+        packet,
+        frame,
+        hook: Hook::Forward,
+        in_port: PortId::LAN,
+        out_port: Some(PortId::WAN),
+        out_mtu: 1500,
+        info: CtInfo::New,
+        status: CtStatus::default(),
+        mark: 0,
+        template: Template::DEFAULT,
+        traced: false,
+        now: Instant::default(),
+    }
+}
+
+fn evaluate<const N: usize>(set: &Set<N>) -> Whole {
     let family = if N == 2 { Family::V4 } else { Family::V6 };
     let ruleset = load("bench", &classbench::rules_text(&set.rules), family, &["lan0", "wan0"]).expect("good rules");
     let compile = measure(1, || drop(black_box(RuleVector::compile(&ruleset)))) / 1e6;
@@ -107,26 +135,28 @@ fn evaluate<const N: usize>(set: &Set<N>) -> (f64, f64) {
     frame[34..42].copy_from_slice(&[4, 0, 0, 53, 0, 12, 0, 0]);
     let blank = Packet::parse(&frame, PortId::LAN, false).expect("a good packet");
     let mut packets: Vec<Packet> = set.headers.iter().map(|key| packet(key, &blank)).collect();
-    let ns = measure(packets.len(), || {
+    let one = measure(packets.len(), || {
         for packet in &mut packets {
-            let mut context = Context {
-                packet,
-                frame: &mut frame,
-                hook: Hook::Forward,
-                in_port: PortId::LAN,
-                out_port: Some(PortId::WAN),
-                out_mtu: 1500,
-                info: CtInfo::New,
-                status: CtStatus::default(),
-                mark: 0,
-                template: Template::DEFAULT,
-                traced: false,
-                now: Instant::default(),
-            };
+            let mut context = context(packet, &mut frame);
             black_box(vector.evaluate(FORWARD, &mut context, &mut world, &mut counters));
         }
     });
-    (ns, compile)
+    let mut foresight = Foresight::with_room(BATCH);
+    let batch = measure(packets.len(), || {
+        for batch in packets.chunks_mut(BATCH) {
+            foresight.clear();
+            for packet in &*batch {
+                foresight.add(packet, Some(PortId::WAN), CtInfo::New);
+            }
+            vector.foresee(FORWARD, &mut foresight, &counters);
+            for (number, packet) in batch.iter_mut().enumerate() {
+                let mut context = context(packet, &mut frame);
+                let foreseen = Some(foresight.of(number));
+                black_box(vector.evaluate_foreseen(FORWARD, &mut context, &mut world, &mut counters, foreseen));
+            }
+        }
+    });
+    Whole { one, batch, compile }
 }
 
 fn run<const N: usize>(name: &str, set: &Set<N>) {
@@ -144,17 +174,20 @@ fn run<const N: usize>(name: &str, set: &Set<N>) {
         black_box(some.iter().map(|key| u64::from(walk(&set.rules, key))).sum::<u64>());
     });
     let (nodes, blocks, depth) = index.shape();
-    let (whole, compile) = evaluate(set);
+    let whole = evaluate(set);
     let start = Clock::now();
     let copy = black_box(index.clone());
     let copying = start.elapsed();
     drop(copy);
     println!(
         "{name:<18} {batch:>7.1} {single:>7.1} {plain:>9.1} {build:>8.2} {:>7.0} {:>7.0} {:>6} {nodes:>6} {blocks:>6} \
-         {depth:>3} {whole:>8.1} {compile:>8.1}",
+         {depth:>3} {:>8.1} {:>8.1} {:>8.1}",
         changes(&index, set) / 1e3,
         index.bytes() as f64 / set.rules.len() as f64,
         Duration::as_micros(&copying),
+        whole.one,
+        whole.batch,
+        whole.compile,
     );
 }
 
@@ -233,7 +266,7 @@ fn main() {
     let wanted = Wanted::read();
     if wanted.write.is_none() && wanted.answers.is_none() && wanted.passes.is_none() {
         println!(
-            "{:<18} {:>7} {:>7} {:>9} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6} {:>3} {:>8} {:>8}",
+            "{:<18} {:>7} {:>7} {:>9} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6} {:>3} {:>8} {:>8} {:>8}",
             "set",
             "batch",
             "one",
@@ -245,7 +278,8 @@ fn main() {
             "nodes",
             "blocks",
             "dep",
-            "rules ns",
+            "rules 1",
+            "rules 64",
             "comp. ms"
         );
     }

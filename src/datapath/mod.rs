@@ -1,7 +1,8 @@
 //! The path of a packet: [`process`]. Read this file first.
 //!
 //! A batch goes through three stages. (a) Every packet is parsed and hashed, then every connection-table bucket prefetched.
-//! (b) Every bucket is probed and the connection's record prefetched. (c) Every packet is decided, in order of arrival, by
+//! (b) Every bucket is probed and the connection's record prefetched; for several flows that seem new,
+//! routes and rules are looked up side by side ([`ahead`]). (c) Every packet is decided, in order of arrival, by
 //! `Path::decide`, which is netfilter's order for a forwarded packet and nothing else. A dependent cache miss costs
 //! many times an independent one; that is why nothing is looked up one packet at a time. A packet of a known connection
 //! mostly takes the [`shortcut`] that an earlier one has found.
@@ -10,6 +11,7 @@
 //! it writes into [`Effects`]. So the same code runs on AF_XDP, in the simulator, under the fuzzer, in a benchmark and over
 //! capture files.
 
+mod ahead;
 mod budget;
 mod effects;
 mod shard;
@@ -23,7 +25,7 @@ pub use shard::{Counters, Ledger, PortCounters, Shard, WallClock};
 pub use witness::{Answered, Exit, Meeting, Witness};
 
 use crate::arch;
-use crate::conntrack::{ConnId, ConnRef, CtInfo, Direction, Template, Tracked, Tuple};
+use crate::conntrack::{Candidate, ConnId, ConnRef, CtInfo, Direction, Template, Tracked, Tuple};
 use crate::device::{Frame, PortId};
 use crate::packet::{L4, Packet};
 use crate::reply;
@@ -38,6 +40,7 @@ use crate::time::{Instant, SECOND_NS};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, Family, Mac, ethernet, proto};
 
+use ahead::Seen;
 use shard::{Work, family_index};
 use shortcut::Shortcut;
 use surroundings::Surroundings;
@@ -128,8 +131,14 @@ pub fn process(
     for work in work.iter() {
         shard.conntrack.prefetch_bucket(work.hash);
     }
+    let mut new_flows = 0;
     for work in work.iter_mut().filter(|work| work.unreadable.is_none()) {
         work.candidate = shard.conntrack.prefetch_conn(&work.packet, work.hash);
+        new_flows += usize::from(work.candidate == Candidate::NONE);
+    }
+    shard.ahead.clear();
+    if new_flows >= ahead::WORTH {
+        shard.ahead.look(policy, routing, &shard.rules, work);
     }
     shard.ask_witness(work, now);
     let mut path = Path { shard, policy, routing, now, effects, witnessed: false };
@@ -249,6 +258,8 @@ struct Passage {
     mark: u32,
     template: Template,
     traced: bool,
+    /// Its number in the foresight.
+    foreseen: Option<usize>,
 }
 
 impl Passage {
@@ -260,7 +271,22 @@ impl Passage {
         mark: 0,
         template: Template::DEFAULT,
         traced: false,
+        foreseen: None,
     };
+}
+
+/// What was found out about a packet before it goes the long way.
+struct Before {
+    /// A plain packet's connection.
+    known: Option<Known>,
+    /// What conntrack has said of it already.
+    tracked: Option<Tracked>,
+    /// What was looked up for the batch.
+    seen: Option<Seen>,
+}
+
+impl Before {
+    const NOTHING: Before = Before { known: None, tracked: None, seen: None };
 }
 
 /// A packet's decision before it is carried out.
@@ -322,7 +348,7 @@ impl Path<'_> {
     /// Only what is addressed to this port is routed; group addresses are the host's. Then the short way or the long one.
     #[inline]
     fn decide(&mut self, frame: &mut Frame, work: &mut Work) -> Fate {
-        let Work { packet, hash, candidate, destination, witnessed, .. } = work;
+        let Work { packet, hash, candidate, destination, witnessed, ahead, .. } = work;
         if *destination != self.routing.ports[packet.port.index()].mac {
             return if destination.is_group() { Fate::Punt } else { Fate::Refuse(DropReason::NotForUs.into()) };
         }
@@ -332,10 +358,11 @@ impl Path<'_> {
         {
             return match *witnessed {
                 false => self.decide_known(frame, packet, *hash, known),
-                true => self.decide_fully(frame, packet, *hash, Some(known), None),
+                true => self.decide_fully(frame, packet, *hash, &Before { known: Some(known), ..Before::NOTHING }),
             };
         }
-        self.decide_fully(frame, packet, *hash, None, None)
+        let seen = self.shard.ahead.get(*ahead);
+        self.decide_fully(frame, packet, *hash, &Before { seen, ..Before::NOTHING })
     }
 
     #[inline]
@@ -358,7 +385,7 @@ impl Path<'_> {
                 && packet.tcp_flags & kept.flags_mask == kept.flags
         };
         let Some(kept) = kept.filter(fits) else {
-            return self.decide_fully(frame, packet, hash, Some(known), None);
+            return self.decide_fully(frame, packet, hash, &Before { known: Some(known), ..Before::NOTHING });
         };
         let tracked = match self.shard.conntrack.track_known(known, packet, frame.bytes(), hash, self.now) {
             Ok(tracked) => tracked,
@@ -369,7 +396,8 @@ impl Path<'_> {
             && kept.status.is_none_or(|status| status == tracked.status)
             && kept.conn_mark.is_none_or(|mark| mark == self.conn_mark(tracked.conn));
         if !same_state {
-            return self.decide_fully(frame, packet, hash, Some(known), Some(tracked));
+            let before = Before { known: Some(known), tracked: Some(tracked), seen: None };
+            return self.decide_fully(frame, packet, hash, &before);
         }
         rewrite::decrement_ttl(frame.bytes_mut(), packet);
         match kept.trace {
@@ -389,19 +417,14 @@ impl Path<'_> {
         }
     }
 
-    /// Netfilter's order. Steps that are not there yet (nat) are named where they will stand. `known` is a plain packet's
-    /// connection, `tracked` what conntrack has said of it already.
+    /// Netfilter's order. Steps that are not there yet (nat) are named where they will stand.
     #[inline(never)]
-    fn decide_fully(
-        &mut self,
-        frame: &mut Frame,
-        packet: &mut Packet,
-        hash: u64,
-        known: Option<Known>,
-        tracked: Option<Tracked>,
-    ) -> Fate {
+    fn decide_fully(&mut self, frame: &mut Frame, packet: &mut Packet, hash: u64, before: &Before) -> Fate {
         // Host business leaves before conntrack: without NAT no connection of ours has an address of ours.
-        let route = self.routing.lookup(packet.family, packet.src, packet.dst);
+        let route = match &before.seen {
+            Some(seen) => seen.route,
+            None => self.routing.lookup(packet.family, packet.src, packet.dst),
+        };
         if self.witnessed
             && let Some(witness) = &mut self.shard.witness
         {
@@ -416,7 +439,7 @@ impl Path<'_> {
             return Fate::Refuse(reason.into());
         }
         let mut trace = Trace::default();
-        match self.pass(frame, packet, hash, (known, tracked), route, &mut trace) {
+        match self.pass(frame, packet, hash, before, route, &mut trace) {
             Ok(passed) => passed,
             Err(refusal) => Fate::Refuse(refusal),
         }
@@ -429,11 +452,11 @@ impl Path<'_> {
         frame: &mut Frame,
         packet: &mut Packet,
         hash: u64,
-        (known, tracked): (Option<Known>, Option<Tracked>),
+        &Before { known, tracked, seen }: &Before,
         route: Route,
         trace: &mut Trace,
     ) -> Result<Fate, Refusal> {
-        let mut passage = Passage::START;
+        let mut passage = Passage { foreseen: seen.and_then(|seen| seen.number), ..Passage::START };
         // What is not to be kept need not be traced.
         let mut reads = known.filter(|_| !self.witnessed).map(|_| trace);
         self.meet(RAW_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
@@ -615,7 +638,7 @@ impl Path<'_> {
             return Ok(());
         }
         let random = self.shard.random();
-        let Shard { conntrack, rules, wall, witness, .. } = &mut *self.shard;
+        let Shard { conntrack, rules, wall, witness, ahead, .. } = &mut *self.shard;
         let Tracked { info, status, conn } = passage.tracked;
         let mut world = Surroundings {
             conntrack,
@@ -649,7 +672,10 @@ impl Path<'_> {
                 let generation = self.policy.generation;
                 witness.chain(Meeting { vector, generation, chain, context: &mut context, world: &mut world, counters })
             }
-            (None, None) => vector.evaluate(chain, &mut context, &mut world, counters),
+            (None, None) => {
+                let foreseen = ahead.foreseen(passage.foreseen);
+                vector.evaluate_foreseen(chain, &mut context, &mut world, counters, foreseen)
+            }
             (Some(trace), None) => vector.trace(chain, &mut context, &mut world, counters, trace),
         };
         (passage.mark, passage.template, passage.traced) = (context.mark, context.template, context.traced);

@@ -18,6 +18,7 @@ use crate::wire::{Family, Mac};
 use core::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::sync::Arc;
 
+use super::ahead::{Ahead, NOWHERE};
 use super::budget::PuntBudget;
 use super::shortcut::{Shortcuts, Traces};
 use super::waiting::Waiting;
@@ -98,6 +99,8 @@ pub(super) struct Work {
     pub(super) unreadable: Option<DropReason>,
     /// The shard's witness goes with it.
     pub(super) witnessed: bool,
+    /// Where [`Ahead`] has something for it, if that has anything.
+    pub(super) ahead: u16,
 }
 
 impl Work {
@@ -109,6 +112,7 @@ impl Work {
         destination: Mac([0; 6]),
         unreadable: None,
         witnessed: false,
+        ahead: NOWHERE,
     };
 }
 
@@ -177,6 +181,7 @@ pub struct Shard {
     pub(super) witness: Option<Box<dyn Witness>>,
     /// A place for each packet of a batch.
     pub(super) work: Vec<Work>,
+    pub(super) ahead: Ahead,
 }
 
 impl Shard {
@@ -199,6 +204,7 @@ impl Shard {
             dice: (secret[0] ^ secret[1].rotate_left(32)) | 1,
             witness: None,
             work: vec![Work::BLANK; super::BATCH],
+            ahead: Ahead::new(),
         }
     }
 

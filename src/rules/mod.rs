@@ -10,6 +10,7 @@
 //! forwarded packet meets ([`PATH`]). INPUT and OUTPUT are the host's: understood and checked, not evaluated.
 
 mod admit;
+mod ahead;
 mod change;
 mod check;
 mod command;
@@ -59,6 +60,7 @@ pub(crate) mod set_generator;
 mod tests;
 
 pub use admit::{Admits, FirstPacket, Judge};
+pub use ahead::{Foreseen, Foresight};
 pub use change::{Changed, change};
 pub use context::{AddressType, Context, Liveness, World};
 pub use counter::{Counter, RuleCounters};

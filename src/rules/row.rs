@@ -6,6 +6,8 @@
 
 use super::context::Context;
 use super::matches::{IcmpMatch, MultiportMatch, PortRange, TcpMatch, UdpMatch, state};
+use crate::conntrack::CtInfo;
+use crate::device::PortId;
 use crate::packet::{L4, Packet};
 use crate::wire::{Addr, Family, proto, tcp};
 use core::ops::{BitAnd, BitXor};
@@ -253,7 +255,11 @@ impl<W: Word> Row<W> {
 impl<W: Word> Facts<W> {
     #[inline(always)]
     pub(super) fn of(context: &Context<'_>) -> Facts<W> {
-        let packet = &*context.packet;
+        Facts::of_packet(context.packet, context.in_port, context.out_port, context.info)
+    }
+
+    #[inline(always)]
+    pub(super) fn of_packet(packet: &Packet, in_port: PortId, out_port: Option<PortId>, info: CtInfo) -> Facts<W> {
         let needs = match packet.proto {
             proto::TCP => tcp::HEADER_LEN,
             proto::UDP | proto::ICMP | proto::ICMPV6 => 8,
@@ -266,8 +272,8 @@ impl<W: Word> Facts<W> {
             dst: W::of(packet.dst),
             sport: packet.sport,
             dport: packet.dport,
-            state: context.info.state_bit(),
-            ports: 1 << context.in_port.0 | 1 << (4 + context.out_port.map_or(NO_PORT, |port| port.0)),
+            state: info.state_bit(),
+            ports: 1 << in_port.0 | 1 << (4 + out_port.map_or(NO_PORT, |port| port.0)),
             proto: packet.proto,
             flags: packet.tcp_flags,
             readable,

@@ -6,6 +6,7 @@
 //! asked again. The rows passed over are those of which `RuleVector::test` would say no by addresses, ports, protocol, interfaces
 //! and state alone: nothing is counted, read or run by them, so verdicts, counters and traces are the same with runs and without.
 
+use super::ahead::Asked;
 use super::index::{Bounds, Index, Key};
 use super::row::{Facts, INVERT_DST, INVERT_PROTO, INVERT_SRC, Row, Span16, Word};
 use std::sync::Arc;
@@ -71,10 +72,35 @@ impl<const N: usize> Runs<N> {
 
     /// The first row from `at` on, within its chain, that can match, or the chain's end; and where to ask again.
     #[inline]
-    pub(super) fn ahead(&self, at: usize, key: &Key<N>) -> (usize, usize) {
+    pub(super) fn ahead(&self, at: usize, key: &Key<N>, foreseen: Option<(&Asked<N>, usize)>) -> (usize, usize) {
+        if let Some((asked, number)) = foreseen
+            && let Some(to) = asked.answer(number, at, key)
+        {
+            return (to, to + STRIDE);
+        }
+        self.search(at, key)
+    }
+
+    #[inline]
+    fn search(&self, at: usize, key: &Key<N>) -> (usize, usize) {
         let Some(run) = self.holding(at) else { return (at, NEVER) };
         let to = run.index.next(key, (at - run.start) as u32).map_or(run.end, |found| run.start + found as usize);
         (to, to + STRIDE)
+    }
+
+    /// Whether the chain that begins at row `start` is a long one.
+    #[inline]
+    pub(super) fn begins(&self, start: usize) -> bool {
+        self.0.binary_search_by_key(&start, |run| run.start).is_ok()
+    }
+
+    /// Looks up all that is asked, for entering the chain that begins at row `start`. Nothing when it is no long one.
+    pub(super) fn foresee(&self, start: usize, asked: &mut Asked<N>) {
+        asked.found.clear();
+        let Some(run) = self.holding(start).filter(|run| run.start == start) else { return };
+        (asked.from, asked.end) = (run.start, run.end);
+        asked.found.resize(asked.keys.len(), 0);
+        run.index.first_batch(&asked.keys, &mut asked.found);
     }
 }
 

@@ -604,24 +604,49 @@ fn count_steps(ruleset: &Ruleset, steps: &[RuleStep], bytes: u16, counters: &mut
     }
 }
 
-/// Both engines and the explaining one over the same packets; everything they say and count must be the same.
+/// What might be foreseen of the packets of these cases, rightly and wrongly, in a mixed order.
+fn foresee(vector: &RuleVector, cases: &[(Case, Packet)], counters: &RuleCounters) -> Foresight {
+    let mut foresight = Foresight::with_room(cases.len());
+    for (case, packet) in cases {
+        let (out_port, info) = match case.pause_ns % 5 {
+            0 => (Some(case.out_port), CtInfo::New),
+            1 => (None, case.info),
+            _ => (Some(case.out_port), case.info),
+        };
+        foresight.add(packet, out_port, info);
+    }
+    vector.foresee(FORWARD, &mut foresight, counters);
+    foresight
+}
+
+/// Both engines, the fast one also with foresight, and the explaining one over the same packets; everything they say and count
+/// must be the same.
 fn compare_engines(family: Family, text: &str, cases: &[Case]) -> Result<(), TestCaseError> {
     let ruleset = load("random", text, family, &PORTS).map_err(|bad| TestCaseError::fail(format!("{text}\n{bad}")))?;
-    compare_compiled(&ruleset, &RuleVector::compile(&ruleset), text, cases)
+    compare_compiled(&ruleset, &[(); 2].map(|()| RuleVector::compile(&ruleset)), text, cases)
 }
 
 /// The same of rules that are compiled.
-fn compare_compiled(ruleset: &Ruleset, vector: &RuleVector, text: &str, cases: &[Case]) -> Result<(), TestCaseError> {
+fn compare_compiled(
+    ruleset: &Ruleset,
+    [vector, foreseeing]: &[RuleVector; 2],
+    text: &str,
+    cases: &[Case],
+) -> Result<(), TestCaseError> {
     let (mut fast, mut slow) = (vector.counters(), RuleCounters::new(ruleset));
+    let mut ahead = foreseeing.counters();
     let mut memory = oracle::Memory::default();
     let (mut explainer, mut told) = (Explainer::default(), RuleCounters::new(ruleset));
     let mut now = Instant::from_secs(1000);
-    for case in cases {
+    let read = |case: &Case| Some((case.clone(), Packet::parse(&case.frame, case.in_port, true).ok()?));
+    let cases: Vec<(Case, Packet)> = cases.iter().filter_map(read).collect();
+    let foresight = foresee(foreseeing, &cases, &ahead);
+    for (number, (case, packet)) in cases.iter().enumerate() {
         now = now + case.pause_ns;
-        let Ok(mut packet) = Packet::parse(&case.frame, case.in_port, true) else { continue };
+        let mut packet = *packet;
         packet.ttl -= 1;
-        let mut seen = [(); 3].map(|()| (packet, case.frame.clone()));
-        let [mut of_fast, mut of_slow, mut of_told] = seen.each_mut().map(|(packet, frame)| Context {
+        let mut seen = [(); 4].map(|()| (packet, case.frame.clone()));
+        let [mut of_fast, mut of_slow, mut of_told, mut of_ahead] = seen.each_mut().map(|(packet, frame)| Context {
             packet,
             frame,
             hook: Hook::Forward,
@@ -635,17 +660,25 @@ fn compare_compiled(ruleset: &Ruleset, vector: &RuleVector, text: &str, cases: &
             traced: case.pause_ns % 2 == 1,
             now,
         });
-        let [mut fast_world, mut slow_world, mut told_world] = [(); 3].map(|()| Told::default());
+        let [mut fast_world, mut slow_world, mut told_world, mut ahead_world] = [(); 4].map(|()| Told::default());
         let decision = vector.evaluate(FORWARD, &mut of_fast, &mut fast_world, &mut fast);
         let expected = oracle::evaluate(ruleset, FORWARD, &mut of_slow, &mut slow_world, &mut memory, &mut slow);
         let mut steps = Vec::new();
         let explained = explainer.explain(ruleset, FORWARD, &mut of_told, &mut told_world, &mut steps);
         count_steps(ruleset, &steps, packet.l3_len, &mut told);
+        // Its own number, another's, one that there is not, none.
+        let foreseen = [Some(number), Some(number), Some(number / 2), Some(cases.len()), None][case.frame.len() % 5];
+        let foreseen = foreseen.map(|number| foresight.of(number));
+        let of_foreseen = foreseeing.evaluate_foreseen(FORWARD, &mut of_ahead, &mut ahead_world, &mut ahead, foreseen);
         let lines = |world: &Told| world.logs.iter().map(|record| log_line(record, &PORTS)).collect::<Vec<_>>();
         let (fast_logs, slow_logs) = (lines(&fast_world), lines(&slow_world));
         prop_assert_eq!(lines(&told_world), fast_logs.clone());
         prop_assert_eq!(decision, explained, "{}\n{:?}\n{:#?}", text, case, steps);
         prop_assert_eq!(&fast, &told, "{}\n{:?}\n{:#?}", text, case, steps);
+        prop_assert_eq!(of_foreseen, expected, "{}\n{:?}\n{:?}", text, case, packet);
+        prop_assert_eq!(&ahead, &fast, "{}\n{:?}", text, case);
+        prop_assert_eq!(lines(&ahead_world), fast_logs.clone());
+        prop_assert_eq!(&ahead_world.steps, &fast_world.steps, "{}\n{:?}", text, case);
         prop_assert_eq!(decision, expected, "{}\n{:?}\n{:?}", text, case, packet);
         prop_assert_eq!(fast_logs, slow_logs);
         prop_assert_eq!(&fast_world.steps, &slow_world.steps, "{}\n{:?}", text, case);
@@ -698,7 +731,7 @@ fn compare_changed(
     let lines = changes(of, how, base);
     let whole = base.replace("COMMIT\n", &format!("{}\nCOMMIT\n", lines.join("\n")));
     let mut ruleset = load("base", base, family, &PORTS).map_err(failed)?;
-    let mut vector = RuleVector::compile(&ruleset);
+    let mut vectors = [(); 2].map(|()| RuleVector::compile(&ruleset));
     for some in lines.chunks(3) {
         let text = format!("*filter\n{}\nCOMMIT\n", some.join("\n"));
         let changed = change(&ruleset, "change", &text, false).map_err(failed)?;
@@ -711,14 +744,16 @@ fn compare_changed(
         // A change may take out again what it has put in.
         let stay = before.len().saturating_sub(some.iter().filter(gone).count());
         prop_assert!((stay..=before.len()).contains(&changed.kept.iter().flatten().count()));
-        let previous = Previous { vector: &vector, unchanged: &changed.kept };
-        vector = RuleVector::compile_after(&changed.ruleset, &mut Registry::default(), Some(previous));
+        for vector in &mut vectors {
+            let previous = Previous { vector, unchanged: &changed.kept };
+            *vector = RuleVector::compile_after(&changed.ruleset, &mut Registry::default(), Some(previous));
+        }
         ruleset = changed.ruleset;
     }
     let loaded = load("whole", &whole, family, &PORTS).map_err(failed)?;
     prop_assert_eq!(&ruleset, &loaded);
     prop_assert_eq!(save(&ruleset, None), save(&loaded, None));
-    compare_compiled(&ruleset, &vector, &whole, cases)
+    compare_compiled(&ruleset, &vectors, &whole, cases)
 }
 
 fn how() -> impl Strategy<Value = Vec<(u8, proptest::sample::Index)>> {

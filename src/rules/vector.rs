@@ -13,6 +13,7 @@
 //! [`RuleVector::trace`] also says what the verdict rests on, so that it may be kept for the connection's later packets.
 
 use super::Decision;
+use super::ahead::{Asked, Foreseen, Foresight};
 use super::compile::Parts;
 use super::context::{Context, World};
 use super::counter::RuleCounters;
@@ -25,6 +26,7 @@ use super::rule::{BUILTIN_CHAINS, ChainIndex, MAX_DEPTH, Policy, Ruleset, TableN
 use super::runs::{self, Runs};
 use super::targets::{Target, TargetState, TraceEvent, TracePlace};
 use super::trace::{Reads, Trace};
+use crate::arch;
 use crate::packet::Packet;
 use crate::verdict::DropReason;
 use crate::wire::{Family, tcp, udp};
@@ -169,7 +171,42 @@ impl RuleVector {
         world: &mut dyn World,
         counters: &mut RuleCounters,
     ) -> Decision {
-        self.run_rows(chain, context, world, counters, &mut ())
+        self.run_rows(chain, context, world, counters, None, &mut ())
+    }
+
+    /// The same, sooner, where the packet is what was foreseen for it by [`RuleVector::foresee`] of this very vector.
+    ///
+    /// # Panics
+    /// As [`RuleVector::evaluate`].
+    #[inline]
+    pub fn evaluate_foreseen(
+        &self,
+        chain: ChainIndex,
+        context: &mut Context<'_>,
+        world: &mut dyn World,
+        counters: &mut RuleCounters,
+        foreseen: Option<Foreseen<'_>>,
+    ) -> Decision {
+        self.run_rows(chain, context, world, counters, foreseen, &mut ())
+    }
+
+    /// Whether there is something to foresee of packets that enter the chain.
+    #[inline]
+    pub fn foresees(&self, chain: ChainIndex) -> bool {
+        let Some(Entry { start, .. }) = self.entries[chain] else { return false };
+        match &self.rows {
+            Rows::V4(_, runs) => runs.begins(start as usize),
+            Rows::V6(_, runs) => runs.begins(start as usize),
+        }
+    }
+
+    /// Looks up what all packets of `foresight` that are of this IP version will meet in the chain.
+    pub fn foresee(&self, chain: ChainIndex, foresight: &mut Foresight, counters: &RuleCounters) {
+        let Some(Entry { start, .. }) = self.entries[chain] else { return };
+        match &self.rows {
+            Rows::V4(rows, runs) => foresee((rows, runs), start as usize, &mut foresight.v4, counters),
+            Rows::V6(rows, runs) => foresee((rows, runs), start as usize, &mut foresight.v6, counters),
+        }
     }
 
     /// The same, and `trace` tells what it rests on, together with what it has told of chains before.
@@ -184,7 +221,7 @@ impl RuleVector {
         counters: &mut RuleCounters,
         trace: &mut Trace,
     ) -> Decision {
-        self.run_rows(chain, context, world, counters, trace)
+        self.run_rows(chain, context, world, counters, None, trace)
     }
 
     #[inline]
@@ -194,6 +231,7 @@ impl RuleVector {
         context: &mut Context<'_>,
         world: &mut dyn World,
         counters: &mut RuleCounters,
+        foreseen: Option<Foreseen<'_>>,
         reads: &mut R,
     ) -> Decision {
         assert_eq!(counters.rules.len(), self.rule_count, "counters of another ruleset");
@@ -201,8 +239,14 @@ impl RuleVector {
             return Decision::Accept;
         }
         match (&self.rows, context.packet.family) {
-            (Rows::V4(rows, runs), Family::V4) => self.walk((rows, runs), chain, context, world, counters, reads),
-            (Rows::V6(rows, runs), Family::V6) => self.walk((rows, runs), chain, context, world, counters, reads),
+            (Rows::V4(rows, runs), Family::V4) => {
+                let foreseen = foreseen.map(|foreseen| (&foreseen.foresight.v4, foreseen.number));
+                self.walk((rows, runs), chain, context, world, counters, foreseen, reads)
+            }
+            (Rows::V6(rows, runs), Family::V6) => {
+                let foreseen = foreseen.map(|foreseen| (&foreseen.foresight.v6, foreseen.number));
+                self.walk((rows, runs), chain, context, world, counters, foreseen, reads)
+            }
             (_, family) => panic!("an {family:?} packet at the other family's rules"),
         }
     }
@@ -215,6 +259,7 @@ impl RuleVector {
         context: &mut Context<'_>,
         world: &mut dyn World,
         counters: &mut RuleCounters,
+        foreseen: Option<(&Asked<N>, usize)>,
         reads: &mut R,
     ) -> Decision {
         let Some(entry) = self.entries[chain] else { return Decision::Accept };
@@ -226,7 +271,7 @@ impl RuleVector {
         let mut ask_at = runs.entered(at, facts.readable);
         loop {
             if at >= ask_at {
-                (at, ask_at) = runs.ahead(at, &key);
+                (at, ask_at) = runs.ahead(at, &key, foreseen);
             }
             let row = &rows[at];
             at += 1;
@@ -404,6 +449,25 @@ impl RuleVector {
                 matched.holds(sport, dport).into()
             }
             Op::Tcp(_) | Op::Udp(_) | Op::Icmp(_) | Op::Multiport(_) => Answer::Hotdrop,
+        }
+    }
+}
+
+/// Looks up what is asked, and asks for the memory that the packets' rows and counters are in.
+fn foresee<W: Word, const N: usize>(
+    (rows, runs): (&[Row<W>], &Runs<N>),
+    start: usize,
+    asked: &mut Asked<N>,
+    counters: &RuleCounters,
+) {
+    runs.foresee(start, asked);
+    // A chain's rules are counted one after another.
+    let first = rows.get(start).map_or(0, |row| row.counter as usize);
+    for &found in asked.found.iter() {
+        let Some(row) = rows.get(start.saturating_add(found as usize)) else { continue };
+        arch::prefetch(row);
+        if let Some(counter) = counters.rules.get(first + found as usize) {
+            arch::prefetch(counter);
         }
     }
 }

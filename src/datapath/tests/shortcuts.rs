@@ -1,4 +1,4 @@
-//! A shard that takes shortcuts against one that does not: same packets out, same drops, same counters, same connections.
+//! A shard that takes shortcuts and looks ahead against one that does neither: same packets out, same drops, same counters, same connections.
 
 use super::*;
 use crate::rules::generator::{self, Allowed, Cut, Shape, Version};
@@ -121,8 +121,13 @@ impl Bench {
             Step::Packet { flow, back, flags, ttl, payload, spoil, other_port } => {
                 let shape = &flows[flow.index(flows.len())];
                 let (port, frame) = frame(shape, *back, *flags, *ttl, *payload, *spoil, *other_port);
-                // Twice: the second finds what the first has left.
-                out = self.batch(&[(port, frame.clone()), (port, frame)]);
+                // Twice: the second finds what the first has left. And others between, so that a batch has several new flows.
+                let of_others =
+                    flows.iter().map(|other| self::frame(other, *back, *flags, *ttl, *payload, false, *other_port));
+                let mut packets = vec![(port, frame.clone())];
+                packets.extend(of_others);
+                packets.push((port, frame));
+                out = self.batch(&packets);
             }
             Step::Wait { milliseconds } => out = self.expire(milliseconds * 1_000_000),
             Step::Neighbour { byte } => {
@@ -207,6 +212,7 @@ fn router(text: &str, version: Version, liberal: bool) -> Bench {
 fn compare(version: Version, text: &str, flows: &[Shape], steps: &[Step], liberal: bool) -> Result<(), TestCaseError> {
     let [mut short, mut long, mut watched] = [(); 3].map(|()| router(text, version, liberal));
     long.shard.turn_shortcuts_off();
+    long.shard.ahead.turn_off();
     watched.shard.set_witness(Some(Box::new(Sometimes::default())));
     for step in steps {
         let (with, without) = (short.step(step, flows, text, version), long.step(step, flows, text, version));
@@ -298,6 +304,20 @@ fn the_second_packet_of_a_state_takes_the_shortcut() {
     router.routing = router.builder.build();
     router.one(PortId::LAN, &query()).expect("forwarded");
     assert_eq!(router.shard.shortcuts.learned(), 1, "other ways begin with nothing");
+}
+
+/// Nor if nothing was ever foreseen.
+#[test]
+fn the_first_packets_of_a_batch_are_foreseen() {
+    let rules =
+        (0..40).map(|n| format!("-A FORWARD -p udp -m udp --sport {} -j ACCEPT\n", 5000 + n)).collect::<String>();
+    let text = format!("*filter\n:FORWARD DROP [0:0]\n{rules}COMMIT\n");
+    let mut router = router(&text, Version::V4, true);
+    let query = |port: u16| (PortId::LAN, udp(PortId::LAN, CLIENT, SERVER, (port, 53), 64, 10));
+    let out = router.batch(&[query(5001), query(5039), query(4999), query(5001)]);
+    assert_eq!((out.len(), router.shard.ahead.foreseen_count()), (3, 4));
+    let out = router.batch(&[query(5001), query(5002), query(5039)]);
+    assert_eq!((out.len(), router.shard.ahead.foreseen_count()), (3, 0), "one new flow is not worth it");
 }
 
 #[test]
