@@ -22,7 +22,7 @@ use classbench::{Random, Set};
 use xrouter::conntrack::{CtInfo, CtStatus, Template};
 use xrouter::device::PortId;
 use xrouter::packet::Packet;
-use xrouter::rules::index::{Bounds, Index, Key, NONE};
+use xrouter::rules::index::{Bounds, Index, Key, NONE, Scratch};
 use xrouter::rules::{Context, FORWARD, Foresight, Hook, RuleVector, Told, load};
 use xrouter::time::Instant;
 use xrouter::wire::{Addr, Family};
@@ -47,9 +47,10 @@ fn measure(count: usize, mut work: impl FnMut()) -> f64 {
 
 fn batches<const N: usize>(index: &Index<N>, headers: &[Key<N>]) -> u64 {
     let mut found = [0; BATCH];
+    let mut scratch = Scratch::new();
     let mut sum = 0;
     for keys in headers.chunks_exact(BATCH) {
-        index.first_batch(keys, &mut found);
+        index.first_batch_with(keys, &mut found, &mut scratch);
         sum += u64::from(found[0]);
     }
     sum

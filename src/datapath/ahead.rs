@@ -36,23 +36,16 @@ pub(super) struct Seen {
 pub(super) struct Ahead {
     list: Vec<Seen>,
     foresight: Foresight,
-    #[cfg(test)]
     off: bool,
 }
 
 impl Ahead {
     /// Of nothing, with room for a batch.
     pub(super) fn new() -> Ahead {
-        Ahead {
-            list: Vec::with_capacity(BATCH),
-            foresight: Foresight::with_room(BATCH),
-            #[cfg(test)]
-            off: false,
-        }
+        Ahead { list: Vec::with_capacity(BATCH), foresight: Foresight::with_room(BATCH), off: false }
     }
 
-    /// From now on nothing is looked up.
-    #[cfg(test)]
+    /// From now on nothing is looked up; for tests and comparisons.
     pub(super) fn turn_off(&mut self) {
         self.off = true;
     }
@@ -88,9 +81,7 @@ impl Ahead {
     #[inline(never)]
     pub(super) fn look(&mut self, policy: &Policy, routing: &Routing, rules: &[RuleCounters; 2], batch: &mut [Work]) {
         let vectors = [&policy.v4, &policy.v6];
-        let wanted = vectors.map(|vector| vector.foresees(FORWARD));
-        #[cfg(test)]
-        let wanted = wanted.map(|wanted| wanted && !self.off);
+        let wanted = vectors.map(|vector| vector.foresees(FORWARD) && !self.off);
         if wanted == [false; 2] {
             return;
         }

@@ -131,13 +131,11 @@ pub fn process(
     for work in work.iter() {
         shard.conntrack.prefetch_bucket(work.hash);
     }
-    let mut new_flows = 0;
     for work in work.iter_mut().filter(|work| work.unreadable.is_none()) {
         work.candidate = shard.conntrack.prefetch_conn(&work.packet, work.hash);
-        new_flows += usize::from(work.candidate == Candidate::NONE);
     }
     shard.ahead.clear();
-    if new_flows >= ahead::WORTH {
+    if work.iter().filter(|work| work.candidate == Candidate::NONE).count() >= ahead::WORTH {
         shard.ahead.look(policy, routing, &shard.rules, work);
     }
     shard.ask_witness(work, now);
@@ -292,8 +290,8 @@ impl Before {
 /// A packet's decision before it is carried out.
 enum Fate {
     Forward(Way),
-    /// As the shortcut of this number says.
-    Follow(u32),
+    /// As a shortcut says: the way out, and the next hop's address.
+    Follow(PortId, Mac),
     Punt,
     Refuse(Refusal),
 }
@@ -325,11 +323,8 @@ impl Path<'_> {
             self.tell_exit(&work.packet, &fate);
         }
         match fate {
-            Fate::Follow(number) => {
+            Fate::Follow(out_port, neighbour) => {
                 finish(&mut frame, &mut work.packet);
-                let Some(&Shortcut { out_port, neighbour, .. }) = self.shard.shortcuts.get(number) else {
-                    unreachable!("no packet between makes a shortcut go")
-                };
                 self.send(frame, out_port, neighbour)
             }
             Fate::Forward(way) => self.forward(frame, &mut work.packet, &way),
@@ -376,35 +371,26 @@ impl Path<'_> {
     /// A packet of a known connection: where an earlier one went, if nothing speaks against it.
     #[inline]
     fn decide_known(&mut self, frame: &mut Frame, packet: &mut Packet, hash: u64, known: Known) -> Fate {
-        let number = self.shard.conntrack.shortcut(known);
-        let kept = self.shard.shortcuts.get(number).copied();
-        let fits = |kept: &Shortcut| {
-            kept.in_port == packet.port
-                && packet.ttl > 1
-                && packet.l3_len <= kept.mtu
-                && packet.tcp_flags & kept.flags_mask == kept.flags
+        let Shard { conntrack, shortcuts, .. } = &mut *self.shard;
+        let kept = match shortcuts.get(conntrack.shortcut(known)) {
+            Some(kept) if kept.takes(packet) => kept,
+            _ => return self.decide_fully(frame, packet, hash, &Before { known: Some(known), ..Before::NOTHING }),
         };
-        let Some(kept) = kept.filter(fits) else {
-            return self.decide_fully(frame, packet, hash, &Before { known: Some(known), ..Before::NOTHING });
-        };
-        let tracked = match self.shard.conntrack.track_known(known, packet, frame.bytes(), hash, self.now) {
+        let tracked = match conntrack.track_known(known, packet, frame.bytes(), hash, self.now) {
             Ok(tracked) => tracked,
             Err(reason) => return Fate::Refuse(reason.into()),
         };
-        let same_state = tracked.conn == ConnRef::Confirmed(known.0)
-            && tracked.info == kept.info
-            && kept.status.is_none_or(|status| status == tracked.status)
-            && kept.conn_mark.is_none_or(|mark| mark == self.conn_mark(tracked.conn));
-        if !same_state {
+        let same_conn = tracked.conn == ConnRef::Confirmed(known.0);
+        if !(same_conn && kept.agrees(&tracked, conntrack)) {
             let before = Before { known: Some(known), tracked: Some(tracked), seen: None };
             return self.decide_fully(frame, packet, hash, &before);
         }
+        let &Shortcut { out_port, neighbour, mtu, trace, .. } = kept;
         rewrite::decrement_ttl(frame.bytes_mut(), packet);
-        match kept.trace {
-            Some(trace) => self.shard.shortcuts.count(trace, packet.l3_len),
+        match trace {
+            Some(trace) => shortcuts.count(trace, packet.l3_len),
             None => {
-                let mut passage =
-                    Passage { tracked, out_port: Some(kept.out_port), out_mtu: kept.mtu, ..Passage::START };
+                let mut passage = Passage { tracked, out_port: Some(out_port), out_mtu: mtu, ..Passage::START };
                 if let Err(refusal) = self.meet(FORWARD, Hook::Forward, frame, packet, &mut passage, None) {
                     return Fate::Refuse(refusal);
                 }
@@ -412,7 +398,7 @@ impl Path<'_> {
         }
         // Known as it is, there may be news of it.
         match self.shard.conntrack.confirm(&tracked, self.now) {
-            Ok(()) => Fate::Follow(number),
+            Ok(()) => Fate::Follow(out_port, neighbour),
             Err(reason) => Fate::Refuse(reason.into()),
         }
     }
@@ -534,6 +520,7 @@ impl Path<'_> {
             // Where the rules are asked every time, all chains are, and the packet may have been changed by them.
             return;
         }
+        let status_mask = if kept_trace.is_some() && trace.reads_status() { u16::MAX } else { 0 };
         let flags_mask = if kept_trace.is_some() { trace.reads_flags() } else { 0 };
         let number = shortcuts.learn(&Shortcut {
             in_port: packet.port,
@@ -542,7 +529,8 @@ impl Path<'_> {
             neighbour,
             info: tracked.info,
             // Where the rules are asked every time, they see the status themselves.
-            status: (kept_trace.is_some() && trace.reads_status()).then_some(tracked.status),
+            status_mask,
+            status: tracked.status.0 & status_mask,
             flags_mask,
             flags: packet.tcp_flags & flags_mask,
             conn_mark: (kept_trace.is_some() && trace.reads_conn_mark()).then_some(conn_mark),
@@ -701,7 +689,7 @@ impl Path<'_> {
                 let neighbour = self.routing.neighbour(hop.port, hop.next_hop);
                 Exit::Forward { port: *port, next_hop: hop.next_hop, mtu: *mtu, neighbour }
             }
-            Fate::Follow(_) => return, // nobody with a witness takes a shortcut
+            Fate::Follow(..) => return, // nobody with a witness takes a shortcut
             Fate::Punt => Exit::Host,
             Fate::Refuse(Refusal { reason, answer, .. }) => {
                 let answer = match answer {

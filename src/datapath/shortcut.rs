@@ -20,8 +20,9 @@
 
 use hashbrown::HashMap;
 
-use crate::conntrack::{Conntrack, CtInfo, CtStatus};
+use crate::conntrack::{Conntrack, CtInfo, Tracked};
 use crate::device::PortId;
+use crate::packet::Packet;
 use crate::rules::{Counter, RuleCounters, Trace};
 use crate::snapshot::{Policy, Routing};
 use crate::wire::{Family, Mac};
@@ -46,8 +47,10 @@ pub(super) struct Shortcut {
     pub(super) neighbour: Mac,
     /// Its conntrack state.
     pub(super) info: CtInfo,
-    /// Its connection's status, where the rules read it.
-    pub(super) status: Option<CtStatus>,
+    /// All bits, where the rules read its connection's status.
+    pub(super) status_mask: u16,
+    /// What it was.
+    pub(super) status: u16,
     /// TCP flags that the rules read.
     pub(super) flags_mask: u8,
     /// What they were.
@@ -56,6 +59,25 @@ pub(super) struct Shortcut {
     pub(super) conn_mark: Option<u32>,
     /// The way through the rules; without one they are asked every time.
     pub(super) trace: Option<u16>,
+}
+
+impl Shortcut {
+    /// Whether the packet itself may go this way.
+    #[inline(always)]
+    pub(super) fn takes(&self, packet: &Packet) -> bool {
+        self.in_port == packet.port
+            && packet.ttl > 1
+            && packet.l3_len <= self.mtu
+            && packet.tcp_flags & self.flags_mask == self.flags
+    }
+
+    /// Whether conntrack says of it what it said then.
+    #[inline(always)]
+    pub(super) fn agrees(&self, tracked: &Tracked, conntrack: &Conntrack) -> bool {
+        tracked.info == self.info
+            && tracked.status.0 & self.status_mask == self.status
+            && self.conn_mark.is_none_or(|mark| mark == conntrack.conn(tracked.conn).map_or(0, |conn| conn.mark()))
+    }
 }
 
 /// Ways through the rules of one policy, and how many packets took each.
@@ -180,7 +202,7 @@ impl Shortcuts {
     }
 
     /// One more packet, of `bytes`, took a way through the rules.
-    #[inline]
+    #[inline(always)]
     pub(super) fn count(&mut self, trace: u16, bytes: u16) {
         self.traces.uses[usize::from(trace)].count(bytes);
     }
@@ -230,7 +252,8 @@ mod tests {
             mtu,
             neighbour,
             info: CtInfo::Established,
-            status: None,
+            status_mask: 0,
+            status: 0,
             flags_mask: 0,
             flags: 0,
             conn_mark: None,

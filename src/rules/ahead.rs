@@ -1,8 +1,9 @@
 //! What was looked up for packets before they meet their chain: [`Foresight`].
 //!
 //! A search in an index waits for memory several times. One packet alone waits for all of it, sixty-four side by side for hardly
-//! more than one does. So whoever has a batch in hand says what its packets will likely be when they come to a chain ([`Foresight::add`]),
-//! has all of them looked up together ([`RuleVector::foresee`]), and gives each evaluation what was foreseen for it.
+//! more than one does. So whoever has a batch in hand says what its packets will likely be when they come to a chain
+//! ([`Foresight::add`]), has all of them looked up together ([`RuleVector::foresee`](super::RuleVector::foresee)), and gives each
+//! evaluation what was foreseen for it.
 //!
 //! It only saves time. The evaluation takes what was foreseen where it stands at the row that was asked about, with just the key
 //! that it was asked with: then it is what the index would say. Anything else (another state, another way out, addresses that a
@@ -11,7 +12,7 @@
 //! Good for the vector that was asked, until it is asked again or cleared. All memory is taken at start; what finds no
 //! room in it is not foreseen.
 
-use super::index::{Key, NONE, V4, V6};
+use super::index::{Key, NONE, Scratch, V4, V6};
 use super::row::{Facts, Word};
 use super::runs;
 use crate::conntrack::CtInfo;
@@ -24,17 +25,36 @@ use crate::wire::Family;
 pub struct Foresight {
     pub(super) v4: Asked<V4>,
     pub(super) v6: Asked<V6>,
+    pub(super) scratch: Box<Scratch>,
 }
 
 /// The same for one IP version, by number.
 #[derive(Debug)]
 pub(super) struct Asked<const N: usize> {
     pub(super) keys: Vec<Key<N>>,
-    /// Positions in the chain, [`NONE`] for its end. None before they are looked up.
-    pub(super) found: Vec<u32>,
-    /// The first row that was asked about, and the chain's end.
-    pub(super) from: usize,
-    pub(super) end: usize,
+    /// None before they are looked up.
+    pub(super) places: Vec<Place>,
+    /// For a look-up of some of them.
+    pub(super) some_keys: Vec<Key<N>>,
+    pub(super) some_found: Vec<u32>,
+}
+
+/// Where a packet goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The row that was asked about, a chain's first; [`NONE`] if none was.
+    pub(super) from: u32,
+    /// How many rows further on is the first that can match, or the chain's end; [`NONE`] before it is looked up.
+    pub(super) found: u32,
+}
+
+impl Place {
+    pub(super) const NONE: Place = Place { from: NONE, found: NONE };
+
+    #[inline(always)]
+    pub(super) fn is_found(&self) -> bool {
+        self.found != NONE
+    }
 }
 
 /// What was foreseen for one packet.
@@ -47,7 +67,7 @@ pub struct Foreseen<'a> {
 impl Foresight {
     /// Of nothing, with room for so many packets of each IP version.
     pub fn with_room(packets: usize) -> Foresight {
-        Foresight { v4: Asked::with_room(packets), v6: Asked::with_room(packets) }
+        Foresight { v4: Asked::with_room(packets), v6: Asked::with_room(packets), scratch: Box::new(Scratch::new()) }
     }
 
     /// Forgets everything.
@@ -90,13 +110,18 @@ impl Foresight {
 
 impl<const N: usize> Asked<N> {
     fn with_room(packets: usize) -> Asked<N> {
-        Asked { keys: Vec::with_capacity(packets), found: Vec::with_capacity(packets), from: 0, end: 0 }
+        Asked {
+            keys: Vec::with_capacity(packets),
+            places: Vec::with_capacity(packets),
+            some_keys: Vec::with_capacity(packets),
+            some_found: Vec::with_capacity(packets),
+        }
     }
 
     #[inline]
     fn clear(&mut self) {
         self.keys.clear();
-        self.found.clear();
+        self.places.clear();
     }
 
     #[inline(always)]
@@ -112,10 +137,62 @@ impl<const N: usize> Asked<N> {
     /// The row that a packet with this key goes to from row `at`, if that was asked.
     #[inline(always)]
     pub(super) fn answer(&self, number: usize, at: usize, key: &Key<N>) -> Option<usize> {
-        let (asked, found) = (self.keys.get(number)?, *self.found.get(number)?);
-        if (at != self.from) | (asked != key) {
-            return None;
+        let (asked, place) = (self.keys.get(number)?, self.places.get(number)?);
+        let is_it = place.is_found() & (place.from as usize == at) & asked.is(key);
+        is_it.then_some(at + place.found as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::{FORWARD, RuleVector, load};
+
+    fn packet(sport: u16) -> Packet {
+        let addr = |last: u32| crate::wire::Addr::from_v4(0x0a00_0000 | last);
+        let proto = crate::wire::proto::UDP;
+        Packet { src: addr(1), dst: addr(2), sport, dport: 53, proto, l4_len: 8, ..Packet::BLANK }
+    }
+
+    /// Where it was foreseen that packets with these source ports go on, by row.
+    fn foreseen(rules: &str, sports: &[u16]) -> Vec<Option<u32>> {
+        let text = format!("*filter\n:FORWARD DROP [0:0]\n:U - [0:0]\n:V - [0:0]\n{rules}COMMIT\n");
+        let vector = RuleVector::compile(&load("test", &text, Family::V4, &["lan", "wan"]).expect("good rules"));
+        let mut foresight = Foresight::with_room(sports.len());
+        for &sport in sports {
+            foresight.add(&packet(sport), Some(PortId::WAN), CtInfo::New);
         }
-        Some(if found == NONE { self.end } else { self.from + found as usize })
+        vector.foresee(FORWARD, &mut foresight, &vector.counters());
+        foresight.v4.places.iter().map(|place| place.is_found().then(|| place.from + place.found)).collect()
+    }
+
+    fn long(chain: &str, sports: std::ops::Range<u16>) -> String {
+        sports.map(|sport| format!("-A {chain} -p udp -m udp --sport {sport} -j ACCEPT\n")).collect()
+    }
+
+    #[test]
+    fn a_long_chain_is_looked_into() {
+        // Row 20 is the chain's end.
+        assert_eq!(foreseen(&long("FORWARD", 0..20), &[0, 19, 7, 20]), [Some(0), Some(19), Some(7), Some(20)]);
+    }
+
+    #[test]
+    fn the_way_through_a_short_chain_is_followed_to_a_long_one() {
+        let short = "-A FORWARD -p udp -m udp --sport 0:9 -j U\n-A FORWARD -g V\n";
+        let rules = format!("{short}{}{}", long("U", 0..10), long("V", 10..30));
+        // FORWARD has rows 0 to 2, U 3 to 13, V 14 to 34.
+        assert_eq!(foreseen(&rules, &[0, 29, 9, 10]), [Some(3), Some(33), Some(12), Some(14)]);
+        let ends = format!("-A FORWARD -p udp -m udp --sport 5 -j DROP\n-A FORWARD -j U\n{}", long("U", 0..10));
+        assert_eq!(foreseen(&ends, &[5, 4]), [None, Some(7)]);
+    }
+
+    #[test]
+    fn what_finds_no_room_has_no_number() {
+        let mut foresight = Foresight::with_room(1);
+        let mut add = |sport| foresight.add(&packet(sport), None, CtInfo::New);
+        assert_eq!((add(1), add(2)), (Some(0), None));
+        foresight.clear();
+        assert!(foresight.is_empty());
+        assert_eq!(foresight.add(&packet(3), None, CtInfo::New), Some(0));
     }
 }

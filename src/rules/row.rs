@@ -23,6 +23,8 @@ pub(super) trait Word: Copy + Eq + Default + BitAnd<Output = Self> + BitXor<Outp
     fn of(addr: Addr) -> Self;
     /// The address 32 bits at a time, the most significant first.
     fn word(self, at: usize) -> u32;
+    /// The address whose [`Word::word`]s these are.
+    fn of_words(words: &[u32]) -> Self;
 }
 
 impl Word for u32 {
@@ -35,6 +37,11 @@ impl Word for u32 {
     fn word(self, _: usize) -> u32 {
         self
     }
+
+    #[inline(always)]
+    fn of_words(words: &[u32]) -> u32 {
+        words.first().copied().unwrap_or_default()
+    }
 }
 
 impl Word for u128 {
@@ -46,6 +53,11 @@ impl Word for u128 {
     #[inline(always)]
     fn word(self, at: usize) -> u32 {
         (self >> (96 - 32 * at)) as u32
+    }
+
+    #[inline(always)]
+    fn of_words(words: &[u32]) -> u128 {
+        words.iter().fold(0, |bits, &word| bits << 32 | u128::from(word))
     }
 }
 
@@ -165,6 +177,19 @@ impl<W: Word> Row<W> {
         src & dst & proto & ports
     }
 
+    /// All that is of the flow: [`Row::base`], ports and state.
+    #[inline(always)]
+    pub(super) fn of_the_flow(&self, facts: &Facts<W>) -> bool {
+        let ports = self.sport.holds(facts.sport) & self.dport.holds(facts.dport);
+        self.base(facts) & ports & (facts.state & self.states != 0)
+    }
+
+    /// TCP flags.
+    #[inline(always)]
+    pub(super) fn flags_hold(&self, facts: &Facts<W>) -> bool {
+        ((facts.flags & self.flags_mask) == self.flags_comp) != self.inverts_flags()
+    }
+
     /// Whether the flags must not be as the row says.
     #[inline(always)]
     pub(super) fn inverts_flags(&self) -> bool {
@@ -252,6 +277,19 @@ impl<W: Word> Row<W> {
     }
 }
 
+/// Bytes of the transport header that matches for a protocol read. (A table, since nobody foresees a packet's protocol.)
+const NEEDS: [u8; 256] = {
+    let mut needs = [0; 256];
+    needs[proto::TCP as usize] = tcp::HEADER_LEN as u8;
+    needs[proto::UDP as usize] = 8;
+    needs[proto::ICMP as usize] = 8;
+    needs[proto::ICMPV6 as usize] = 8;
+    needs[proto::UDPLITE as usize] = 4;
+    needs[proto::SCTP as usize] = 4;
+    needs[DCCP as usize] = 4;
+    needs
+};
+
 impl<W: Word> Facts<W> {
     #[inline(always)]
     pub(super) fn of(context: &Context<'_>) -> Facts<W> {
@@ -260,13 +298,8 @@ impl<W: Word> Facts<W> {
 
     #[inline(always)]
     pub(super) fn of_packet(packet: &Packet, in_port: PortId, out_port: Option<PortId>, info: CtInfo) -> Facts<W> {
-        let needs = match packet.proto {
-            proto::TCP => tcp::HEADER_LEN,
-            proto::UDP | proto::ICMP | proto::ICMPV6 => 8,
-            proto::UDPLITE | proto::SCTP | DCCP => 4,
-            _ => 0,
-        };
-        let readable = usize::from(packet.l4_len) >= needs && !chain_is_broken(packet);
+        let needs = NEEDS[usize::from(packet.proto)];
+        let readable = packet.l4_len >= u16::from(needs) && !chain_is_broken(packet);
         Facts {
             src: W::of(packet.src),
             dst: W::of(packet.dst),

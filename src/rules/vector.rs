@@ -13,12 +13,12 @@
 //! [`RuleVector::trace`] also says what the verdict rests on, so that it may be kept for the connection's later packets.
 
 use super::Decision;
-use super::ahead::{Asked, Foreseen, Foresight};
+use super::ahead::{Asked, Foreseen, Foresight, Place};
 use super::compile::Parts;
 use super::context::{Context, World};
 use super::counter::RuleCounters;
 use super::extension::{Answer, Basis, Outcome};
-use super::index::{V4, V6};
+use super::index::{Scratch, V4, V6};
 use super::matches::{Match, MatchState, TcpMatch, UdpMatch};
 use super::registry::Registry;
 use super::row::{Action, DCCP, Facts, INVERT_PROTO, Op, Row, Word, chain_is_broken};
@@ -60,6 +60,15 @@ pub(super) struct RunTarget {
 pub(super) struct Entry {
     pub(super) start: u32,
     pub(super) policy: Policy,
+}
+
+impl Entry {
+    fn decision(self) -> Decision {
+        match self.policy {
+            Policy::Accept => Decision::Accept,
+            Policy::Drop => Decision::Drop(DropReason::PolicyDrop),
+        }
+    }
 }
 
 /// Where a row comes from, for packets whose way is told (`-j TRACE`).
@@ -187,25 +196,31 @@ impl RuleVector {
         counters: &mut RuleCounters,
         foreseen: Option<Foreseen<'_>>,
     ) -> Decision {
+        if let Some(foreseen) = foreseen
+            && let Some(decision) = self.decide_at_once(chain, context, counters, foreseen)
+        {
+            return decision;
+        }
         self.run_rows(chain, context, world, counters, foreseen, &mut ())
     }
 
     /// Whether there is something to foresee of packets that enter the chain.
     #[inline]
     pub fn foresees(&self, chain: ChainIndex) -> bool {
-        let Some(Entry { start, .. }) = self.entries[chain] else { return false };
-        match &self.rows {
-            Rows::V4(_, runs) => runs.begins(start as usize),
-            Rows::V6(_, runs) => runs.begins(start as usize),
-        }
+        self.entries[chain].is_some()
+            && match &self.rows {
+                Rows::V4(_, runs) => !runs.is_empty(),
+                Rows::V6(_, runs) => !runs.is_empty(),
+            }
     }
 
     /// Looks up what all packets of `foresight` that are of this IP version will meet in the chain.
     pub fn foresee(&self, chain: ChainIndex, foresight: &mut Foresight, counters: &RuleCounters) {
         let Some(Entry { start, .. }) = self.entries[chain] else { return };
+        let scratch = &mut *foresight.scratch;
         match &self.rows {
-            Rows::V4(rows, runs) => foresee((rows, runs), start as usize, &mut foresight.v4, counters),
-            Rows::V6(rows, runs) => foresee((rows, runs), start as usize, &mut foresight.v6, counters),
+            Rows::V4(rows, runs) => foresee((rows, runs), start as usize, (&mut foresight.v4, scratch), counters),
+            Rows::V6(rows, runs) => foresee((rows, runs), start as usize, (&mut foresight.v6, scratch), counters),
         }
     }
 
@@ -222,6 +237,32 @@ impl RuleVector {
         trace: &mut Trace,
     ) -> Decision {
         self.run_rows(chain, context, world, counters, None, trace)
+    }
+
+    /// The commonest case: the row that was foreseen matches by its own fields alone, and is the last. `None` leaves all to be
+    /// done by [`RuleVector::walk`], which would come to the same.
+    #[inline]
+    fn decide_at_once(
+        &self,
+        chain: ChainIndex,
+        context: &Context<'_>,
+        counters: &mut RuleCounters,
+        foreseen: Foreseen<'_>,
+    ) -> Option<Decision> {
+        let Foreseen { foresight, number } = foreseen;
+        let entry = self.entries[chain]?;
+        assert_eq!(counters.rules.len(), self.rule_count, "counters of another ruleset");
+        let action = match &self.rows {
+            Rows::V4(rows, _) => last_row(rows, entry.start, context, &foresight.v4, number),
+            Rows::V6(rows, _) => last_row(rows, entry.start, context, &foresight.v6, number),
+        };
+        let (action, rule) = action?;
+        if action == Action::End {
+            counters.policies[chain].count(context.packet.l3_len);
+            return Some(entry.decision());
+        }
+        counters.rules[rule as usize].count(context.packet.l3_len);
+        Some(if action == Action::Accept { Decision::Accept } else { Decision::Drop(DropReason::RuleDrop) })
     }
 
     #[inline]
@@ -241,11 +282,11 @@ impl RuleVector {
         match (&self.rows, context.packet.family) {
             (Rows::V4(rows, runs), Family::V4) => {
                 let foreseen = foreseen.map(|foreseen| (&foreseen.foresight.v4, foreseen.number));
-                self.walk((rows, runs), chain, context, world, counters, foreseen, reads)
+                self.walk((rows, runs, foreseen), chain, context, world, counters, reads)
             }
             (Rows::V6(rows, runs), Family::V6) => {
                 let foreseen = foreseen.map(|foreseen| (&foreseen.foresight.v6, foreseen.number));
-                self.walk((rows, runs), chain, context, world, counters, foreseen, reads)
+                self.walk((rows, runs, foreseen), chain, context, world, counters, reads)
             }
             (_, family) => panic!("an {family:?} packet at the other family's rules"),
         }
@@ -254,12 +295,11 @@ impl RuleVector {
     #[inline]
     fn walk<W: Word, const N: usize, R: Reads>(
         &self,
-        (rows, runs): (&[Row<W>], &Runs<N>),
+        (rows, runs, foreseen): (&[Row<W>], &Runs<N>, Option<(&Asked<N>, usize)>),
         chain: ChainIndex,
         context: &mut Context<'_>,
         world: &mut dyn World,
         counters: &mut RuleCounters,
-        foreseen: Option<(&Asked<N>, usize)>,
         reads: &mut R,
     ) -> Decision {
         let Some(entry) = self.entries[chain] else { return Decision::Accept };
@@ -329,10 +369,7 @@ impl RuleVector {
                     if context.traced && (self.places[at - 1].chain as usize != chain || row.action != Action::End) {
                         self.tell_policy(chain, context, world);
                     }
-                    return match entry.policy {
-                        Policy::Accept => Decision::Accept,
-                        Policy::Drop => Decision::Drop(DropReason::PolicyDrop),
-                    };
+                    return entry.decision();
                 }
             }
         }
@@ -378,14 +415,11 @@ impl RuleVector {
         world: &dyn World,
         reads: &mut R,
     ) -> Answer {
-        let flags = ((facts.flags & row.flags_mask) == row.flags_comp) != row.inverts_flags();
-        let ports = row.sport.holds(facts.sport) & row.dport.holds(facts.dport);
-        let state = facts.state & row.states != 0;
-        let of_the_flow = row.base(facts) & ports & state;
+        let of_the_flow = row.of_the_flow(facts);
         if of_the_flow && row.asks_flags() {
             reads.flags(row.flags_mask);
         }
-        if !(of_the_flow & flags) {
+        if !(of_the_flow & row.flags_hold(facts)) {
             return Answer::No;
         }
         match row.ops_len == row.inlined {
@@ -453,20 +487,38 @@ impl RuleVector {
     }
 }
 
+/// The row that was foreseen from row `start` on, if nothing of the packet but what the row's own fields compare is asked before
+/// it decides: what it does, and its rule's number.
+#[inline(always)]
+fn last_row<W: Word, const N: usize>(
+    rows: &[Row<W>],
+    start: u32,
+    context: &Context<'_>,
+    asked: &Asked<N>,
+    number: usize,
+) -> Option<(Action, u32)> {
+    let facts = Facts::<W>::of(context);
+    let row = rows.get(asked.answer(number, start as usize, &runs::key(&facts))?)?;
+    let decides = matches!(row.action, Action::Accept | Action::Drop | Action::End);
+    let alone = (row.ops_len == row.inlined) & facts.readable & !context.traced;
+    let holds = row.of_the_flow(&facts) & row.flags_hold(&facts);
+    (decides & alone & holds).then_some((row.action, row.counter))
+}
+
 /// Looks up what is asked, and asks for the memory that the packets' rows and counters are in.
 fn foresee<W: Word, const N: usize>(
     (rows, runs): (&[Row<W>], &Runs<N>),
     start: usize,
-    asked: &mut Asked<N>,
+    (asked, scratch): (&mut Asked<N>, &mut Scratch),
     counters: &RuleCounters,
 ) {
-    runs.foresee(start, asked);
-    // A chain's rules are counted one after another.
-    let first = rows.get(start).map_or(0, |row| row.counter as usize);
-    for &found in asked.found.iter() {
-        let Some(row) = rows.get(start.saturating_add(found as usize)) else { continue };
+    runs.foresee(rows, start, asked, scratch);
+    for &Place { from, found, .. } in asked.places.iter().filter(|place| place.is_found()) {
+        let (first, place) = (from as usize, found as usize);
+        let (Some(row), Some(head)) = (rows.get(first.saturating_add(place)), rows.get(first)) else { continue };
         arch::prefetch(row);
-        if let Some(counter) = counters.rules.get(first + found as usize) {
+        // A chain's rules are counted one after another.
+        if let Some(counter) = counters.rules.get(head.counter as usize + place) {
             arch::prefetch(counter);
         }
     }

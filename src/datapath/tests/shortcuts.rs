@@ -212,7 +212,7 @@ fn router(text: &str, version: Version, liberal: bool) -> Bench {
 fn compare(version: Version, text: &str, flows: &[Shape], steps: &[Step], liberal: bool) -> Result<(), TestCaseError> {
     let [mut short, mut long, mut watched] = [(); 3].map(|()| router(text, version, liberal));
     long.shard.turn_shortcuts_off();
-    long.shard.ahead.turn_off();
+    long.shard.turn_foresight_off();
     watched.shard.set_witness(Some(Box::new(Sometimes::default())));
     for step in steps {
         let (with, without) = (short.step(step, flows, text, version), long.step(step, flows, text, version));

@@ -1,9 +1,12 @@
 //! Asking an index: one packet at a time, or a batch whose memory is asked for ahead.
 
+use super::block::LANES;
 use super::build::DEPTH_MAX;
 use super::{Branch, DIMS_MAX, Index, Key, NONE, Node, REST};
 use crate::arch::{self, Lanes, LanesTask, with_lanes};
 
+/// Blocks of a leaf that are compared all at once.
+const SMALL_BLOCKS: usize = 4;
 /// Keys looked at together.
 const BATCH: usize = 64;
 /// Rests that wait, of all keys of a batch.
@@ -21,8 +24,16 @@ impl<const N: usize> Index<N> {
     /// # Panics
     /// When there are fewer places for answers than keys.
     pub fn first_batch(&self, keys: &[Key<N>], found: &mut [u32]) {
+        self.first_batch_with(keys, found, &mut Scratch::new());
+    }
+
+    /// The same for those who ask often: `scratch` is theirs to keep, and need not be written anew each time.
+    ///
+    /// # Panics
+    /// As [`Index::first_batch`].
+    pub fn first_batch_with(&self, keys: &[Key<N>], found: &mut [u32], scratch: &mut Scratch) {
         assert!(found.len() >= keys.len(), "a place for each answer");
-        with_lanes(FirstBatch { index: self, keys, found });
+        with_lanes(FirstBatch { index: self, keys, found, scratch });
     }
 
     #[inline(always)]
@@ -49,6 +60,21 @@ impl<const N: usize> Index<N> {
             }
         }
         best
+    }
+
+    /// The first position in a leaf of few blocks that holds. All are compared, and then it is seen which: a processor can't
+    /// foresee in which a packet's rule is.
+    #[inline(always)]
+    fn in_small_leaf<L: Lanes>(&self, lanes: L, leaf: Branch, key: &Key<N>) -> u32 {
+        let mut hits = 0u64;
+        for (place, index) in leaf.blocks().enumerate() {
+            hits |= u64::from(self.blocks.block(index).hold(lanes, key)) << (LANES * place);
+        }
+        if hits == 0 {
+            return NONE;
+        }
+        let lane = hits.trailing_zeros() as usize;
+        self.blocks.positions(leaf.blocks().start + lane / LANES)[lane % LANES]
     }
 
     /// The same in a whole branch.
@@ -94,7 +120,10 @@ impl<const N: usize> LanesTask for Next<'_, N> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) -> u32 {
-        self.index.in_branch(lanes, self.index.root, self.key, self.from, NONE)
+        match self.index.root.is_node() {
+            true => self.index.in_branch(lanes, self.index.root, self.key, self.from, NONE),
+            false => self.index.in_leaf(lanes, self.index.root, self.key, self.from, NONE),
+        }
     }
 }
 
@@ -102,6 +131,7 @@ struct FirstBatch<'a, const N: usize> {
     index: &'a Index<N>,
     keys: &'a [Key<N>],
     found: &'a mut [u32],
+    scratch: &'a mut Scratch,
 }
 
 impl<const N: usize> LanesTask for FirstBatch<'_, N> {
@@ -109,14 +139,21 @@ impl<const N: usize> LanesTask for FirstBatch<'_, N> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
+        let root = self.index.root;
+        if !root.is_node() && root.blocks().len() <= SMALL_BLOCKS {
+            for (key, found) in self.keys.iter().zip(self.found) {
+                *found = self.index.in_small_leaf(lanes, root, key);
+            }
+            return;
+        }
         for (keys, found) in self.keys.chunks(BATCH).zip(self.found.chunks_mut(BATCH)) {
-            self.index.batch(lanes, keys, found);
+            self.index.batch(lanes, keys, found, self.scratch);
         }
     }
 }
 
 /// A branch to search for one of a batch's keys.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Item {
     branch: Branch,
     /// Which key.
@@ -127,8 +164,33 @@ impl Item {
     const NONE: Item = Item { branch: Branch::EMPTY, key: 0 };
 }
 
+/// What the search for a batch's keys writes down. Nothing in it is of use to the next.
+#[derive(Debug)]
+pub struct Scratch {
+    /// By key.
+    dims: [[u32; DIMS_MAX]; BATCH],
+    queues: Queues,
+}
+
+impl Scratch {
+    /// Room for any search.
+    #[allow(clippy::new_without_default)] // of 18 KiB, nobody should make one in passing
+    pub fn new() -> Scratch {
+        let queues = Queues {
+            nodes: [Item::NONE; WAITING],
+            leaves: [Item::NONE; WAITING],
+            rests: [(Item::NONE, 0); WAITING],
+            node_count: 0,
+            leaf_count: 0,
+            rest_count: 0,
+        };
+        Scratch { dims: [[0; DIMS_MAX]; BATCH], queues }
+    }
+}
+
 /// Items by what has to be done next. Every step writes an item to each queue that it might belong in and then counts it where
 /// it does: a processor can't foresee where a packet's path ends, and a wrong guess costs as much as a node.
+#[derive(Debug)]
 struct Queues {
     nodes: [Item; WAITING],
     leaves: [Item; WAITING],
@@ -153,37 +215,30 @@ impl<const N: usize> Index<N> {
     /// All keys go down one node at a time, side by side, and what is read next is asked for. The rests met on the way wait until
     /// the leaves are done, and go down likewise if a lower position is possible there.
     #[inline(always)]
-    fn batch<L: Lanes>(&self, lanes: L, keys: &[Key<N>], found: &mut [u32]) {
-        let mut dims = [[0; DIMS_MAX]; BATCH];
+    fn batch<L: Lanes>(&self, lanes: L, keys: &[Key<N>], found: &mut [u32], scratch: &mut Scratch) {
+        let Scratch { dims, queues } = scratch;
         let mut best = [NONE; BATCH];
-        let mut queues = Queues {
-            nodes: [Item::NONE; WAITING],
-            leaves: [Item::NONE; WAITING],
-            rests: [(Item::NONE, 0); WAITING],
-            node_count: 0,
-            leaf_count: 0,
-            rest_count: 0,
-        };
-        self.enter(lanes, keys, &mut dims, &mut queues);
+        (queues.node_count, queues.leaf_count, queues.rest_count) = (0, 0, 0);
+        self.enter(lanes, keys, dims, queues);
         while queues.node_count + queues.leaf_count > 0 {
             while queues.node_count > 0 {
                 if queues.rest_count + queues.node_count > WAITING {
-                    self.one_by_one(lanes, keys, &mut queues, &mut best);
+                    self.one_by_one(lanes, keys, queues, &mut best);
                     break;
                 }
-                self.step_all(lanes, &dims, &mut queues, &best);
+                self.step_all(lanes, dims, queues, &best);
             }
             if self.blocks.are_many() {
-                self.prefetch_leaves(&queues);
+                self.prefetch_leaves(queues);
             }
             while queues.leaf_count > 0 {
-                self.look_all(lanes, keys, &mut queues, &mut best);
+                self.look_all(lanes, keys, queues, &mut best);
             }
             for at in 0..core::mem::take(&mut queues.rest_count) {
                 let (item, least) = queues.rests[at];
                 queues.push(item, least < best[item.key as usize % BATCH]);
             }
-            self.prefetch_nodes(&queues);
+            self.prefetch_nodes(queues);
         }
         found[..keys.len()].copy_from_slice(&best[..keys.len()]);
     }
