@@ -38,6 +38,9 @@ pub(super) enum Rows {
     V6(Box<[Row<u128>]>, Runs<V6>),
 }
 
+/// What was foreseen for the packet of a number, if something was.
+type Numbered<'a, const N: usize> = Option<(&'a Asked<N>, usize)>;
+
 /// A match that is no [`Op`] of its own, and what it counts and remembers.
 #[derive(Debug)]
 pub(super) struct OtherMatch {
@@ -295,7 +298,7 @@ impl RuleVector {
     #[inline]
     fn walk<W: Word, const N: usize, R: Reads>(
         &self,
-        (rows, runs, foreseen): (&[Row<W>], &Runs<N>, Option<(&Asked<N>, usize)>),
+        (rows, runs, foreseen): (&[Row<W>], &Runs<N>, Numbered<'_, N>),
         chain: ChainIndex,
         context: &mut Context<'_>,
         world: &mut dyn World,
