@@ -35,6 +35,11 @@ const CHANGES: &[(bool, &str)] = &[
     (false, "*filter\n-P FORWARD ACCEPT\n:INPUT DROP [0:0]\n-E c d\n-F d\n-D FORWARD -j d\n-X d\nCOMMIT\n"),
     (false, "*raw\n-A PREROUTING -p udp -j CT --notrack\nCOMMIT\n*mangle\n-F\nCOMMIT\n"),
     (false, "*filter\n-F FORWARD\n-F ab\n-X ab\n-I FORWARD 1 -m limit --limit 5/sec -j a\nCOMMIT\n"),
+    // One line, two rules; texts that were put together; a chain that is declared twice.
+    (false, "*filter\n-A FORWARD -s 10.1.0.5,10.1.0.6 -j ACCEPT\n-A FORWARD -s 10.1.0.7 -j ACCEPT\nCOMMIT\n"),
+    (false, "*filter\n-D FORWARD -s 10.1.0.5,10.1.0.7 -j ACCEPT\n-C FORWARD -s 10.1.0.6 -j ACCEPT\nCOMMIT\n"),
+    (false, "*filter\n-N e\n-A e -j ACCEPT\nCOMMIT\n*mangle\nCOMMIT\n*filter\n-A e -j DROP\n-A FORWARD -j e\nCOMMIT\n"),
+    (false, "*filter\n:e - [0:0]\n-A e -j ACCEPT\n:e - [0:0]\n-A e -j RETURN\nCOMMIT\n"),
     // Without --noflush: what the table had is gone, other tables stay.
     (true, "*filter\n:FORWARD DROP [0:0]\n:new - [0:0]\n-A FORWARD -j new\nCOMMIT\n"),
     (
@@ -53,6 +58,8 @@ const REFUSED: &[&str] = &[
     // A loop through a rule there was.
     "*filter\n-A new -j other\nCOMMIT\n",
     "*filter\n:other - [0:0]\n-A new -j other\n-A other -j new\nCOMMIT\n",
+    "*filter\n-A new -s 10.1.0.5 -j DROP\n-D new -s 10.1.0.5,10.1.0.6 -j DROP\nCOMMIT\n",
+    "*filter\n-A new -s 10.1.0.5 -j DROP\n-C new -s 10.1.0.5,10.1.0.6 -j DROP\nCOMMIT\n",
 ];
 
 /// Tables by name, each with its lines; comments and empty tables aside.
@@ -94,10 +101,54 @@ fn packets_are_not_led_to_what_was_left_to_the_host() {
     let base = "*filter\n:FORWARD DROP [0:0]\n:h - [0:0]\n-A INPUT -j h\n-A h -m owner --uid-owner 0 -j DROP\nCOMMIT\n";
     let base = load("base", base, Family::V4, &PORTS).expect("the host's");
     let wrong = change(&base, "change", "*filter\n-A FORWARD -j h\nCOMMIT\n", false).expect_err("not to be done");
-    assert!(wrong.to_string().contains("chain h would forward packets"), "{wrong}");
+    let said = wrong.to_string();
+    assert!(said.contains("forwarded packets would come to chain h") && said.contains("change:2:15"), "{said}");
     change(&base, "change", "*filter\n-A h -j ACCEPT\nCOMMIT\n", false).expect("still the host's");
     let own = change(&base, "change", "*filter\n-A FORWARD -m owner --uid-owner 0\nCOMMIT\n", false).expect_err("ours");
     assert!(own.to_string().contains("change:2:"), "{own}");
+}
+
+/// What is kept as text is found by it, and follows a chain that gets another name.
+#[test]
+fn rules_kept_as_text_can_be_deleted_and_lead_on() {
+    let base = "*filter\n:FORWARD DROP [0:0]\n:h - [0:0]\n-A INPUT -m owner --uid-owner 0 -j h\n\
+                -A h -m owner --uid-owner 1 -j DROP\nCOMMIT\n";
+    let base = load("base", base, Family::V4, &PORTS).expect("the host's");
+    let after = |lines: &str| {
+        let text = format!("*filter\n{lines}\nCOMMIT\n");
+        let changed = change(&base, "change", &text, false).unwrap_or_else(|bad| panic!("{bad}"));
+        let saved = save(&changed.ruleset, None);
+        saved.lines().filter(|line| line.starts_with("-A")).collect::<Vec<_>>().join(";")
+    };
+    assert_eq!(
+        after("-C h -m owner --uid-owner 1 -j DROP\n-D h -m owner --uid-owner 1 -j DROP"),
+        "-A INPUT -m owner --uid-owner 0 -j h"
+    );
+    assert_eq!(after("-F h\n-D INPUT -m owner --uid-owner 0 -j h\n-X h"), "");
+    assert_eq!(after("-F h\n-E h other"), "-A INPUT -m owner --uid-owner 0 -j other");
+    let wrong =
+        change(&base, "change", "*filter\n-D h -m owner --uid-owner 2 -j DROP\nCOMMIT\n", false).expect_err("none");
+    assert!(wrong.are_about_rules() && wrong.to_string().contains("no such rule"), "{wrong}");
+}
+
+/// A message about what a change makes of older rules points at the line that makes it.
+#[test]
+fn errors_point_at_the_lines_of_the_change() {
+    let base = "*filter\n:FORWARD DROP [0:0]\n:a - [0:0]\n:b - [0:0]\n-A FORWARD -j b\n-A b -p tcp -j a\nCOMMIT\n";
+    let base = load("base", base, Family::V4, &PORTS).expect("good rules");
+    let refused = |lines: &str| {
+        let wrong = change(&base, "change", &format!("*filter\n{lines}\nCOMMIT\n"), false).expect_err(lines);
+        (wrong.are_about_rules(), wrong.to_string())
+    };
+    let (_, said) = refused("-A FORWARD -j ACCEPT\n-A a -p udp -j b");
+    assert!(said.contains("loop of chains") && said.contains("change:3:16"), "{said}");
+    // A character of two bytes, where a byte is said to be wrong.
+    let (about_rules, said) = refused("-A FORWARD -m u32 --u32 \"0&1é=1\" -j ACCEPT");
+    assert!(!about_rules && said.contains("change:2:"), "{said}");
+    let changed =
+        change(&base, "change", "*filter\n-A a -m comment --comment é -j DROP\nCOMMIT\n", false).expect("good");
+    let again = change(&changed.ruleset, "again", "*filter\né\n-A b -j nowhere é\nCOMMIT\n", false).expect_err("wrong");
+    assert!(again.to_string().contains("again:2:1") && again.to_string().contains("again:3:"), "{again}");
 }
 
 /// Exit code, standard output, standard error.
@@ -154,10 +205,19 @@ fn a_running_routers_rules_change_line_by_line() {
     done(&["iptables", "-C", "FORWARD", "-s", "10.1.0.2", "-j", "DROP"]);
     done(&["iptables", "-D", "FORWARD", "-s", "10.1.0.2", "-j", "DROP"]);
     assert!(reaches());
+    // As iptables: 1 for what is not there, 2 for what is wrong.
+    for line in [
+        "iptables -C FORWARD -s 10.1.0.2 -j DROP",
+        "iptables -D FORWARD 9",
+        "ip6tables -t mangle -A NOWHERE -j DROP",
+        "iptables -N NOWHERE -X NOWHERE",
+    ] {
+        let (code, said, complaints) = ask(&router, &line.split(' ').collect::<Vec<_>>(), "");
+        let wrong = if line.contains("-X") { 2 } else { 1 };
+        assert_eq!((code, said.as_str()), (wrong, ""), "{line}: {complaints}");
+    }
     for (words, part) in [
-        (&["iptables", "-C", "FORWARD", "-s", "10.1.0.2", "-j", "DROP"][..], "no such rule"),
-        (&["iptables", "-A", "FORWARD", "--dprot", "80"], "iptables:2:"),
-        (&["ip6tables", "-t", "mangle", "-A", "NOWHERE", "-j", "DROP"], "NOWHERE"),
+        (&["iptables", "-A", "FORWARD", "--dprot", "80"][..], "iptables:2:"),
         (&["iptables", "-L"], "rules stats"),
         (
             &["iptables", "-A", "FORWARD", "-m", "connbytes", "--connbytes", "1", "--connbytes-dir", "both"][..],
@@ -175,10 +235,20 @@ fn a_running_routers_rules_change_line_by_line() {
     }
     let (code, _, complaints) = ask(&router, &["iptables", "-S", "NOWHERE"], "");
     assert!(code == 1 && complaints.contains("no chain NOWHERE"), "{complaints}");
+    assert_eq!(done(&["iptables", "-t", "nat", "-S", "POSTROUTING"]), "-P POSTROUTING ACCEPT\n");
+    assert_eq!(done(&["iptables", "-nvS", "FORWARD", "2"]).lines().count(), 1);
+    // What is the host's is told to be left alone.
+    let (code, _, complaints) = ask(&router, &["iptables", "-A", "INPUT", "-p", "tcp", "-j", "DROP"], "");
+    assert!(
+        code == 0 && complaints.contains("note: INPUT: the host's own packets") && complaints.contains("--host-chains"),
+        "{complaints}"
+    );
+    done(&["reload"]);
     // A table that was not there, for the other IP version too.
     done(&["ip6tables", "-t", "raw", "-A", "PREROUTING", "-p", "udp", "-j", "CT", "--notrack"]);
     assert!(done(&["ip6tables", "-t", "raw", "-S"]).ends_with("-A PREROUTING -p udp -j CT --notrack\n"));
     // The file brings its rules back.
+    done(&["iptables", "-A", "FORWARD", "-j", "DROP"]);
     assert!(done(&["reload"]).contains("2 IPv4 rules (0 added, 1 removed)"));
     router.stop();
 }
@@ -225,5 +295,58 @@ fn thousands_of_changes_come_into_force_at_once_or_not_at_all() {
     assert!(code == 0 && said.contains("\"rules\":1,"), "{said}");
     assert_eq!(router.ask(&["iptables", "-S", "FORWARD"]), "-P FORWARD DROP\n-A FORWARD -p icmp -j ACCEPT\n");
     assert!(net.pings(Place::Lan, "10.2.0.2"));
+    router.stop();
+}
+
+#[test]
+fn a_list_of_recent_stays_while_its_chain_is_out_of_the_way() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let file = net.file("rules.v4");
+    let rules = "*filter\n:FORWARD DROP [0:0]\n:k - [0:0]\n-A FORWARD -i wan -j ACCEPT\n-A FORWARD -j k\n\
+                 -A k -p udp -m recent --set --name guests -j DROP\n-A k -p icmp -m recent --rcheck --name guests -j ACCEPT\n\
+                 COMMIT\n";
+    std::fs::write(&file, rules).expect("a file");
+    let router = Router::start(&net, &["--poll", "adaptive", "--rules", &file.display().to_string()]);
+    assert!(!net.run(Place::Lan, "ping -c 1 -W 1 10.2.0.2").status.success(), "no guest yet");
+    let mut knock = net.command(Place::Lan, "bash");
+    assert!(knock.args(["-c", "echo hello > /dev/udp/10.2.0.2/9"]).status().expect("bash starts").success());
+    assert!(net.pings(Place::Lan, "10.2.0.2"));
+    router.ask(&["iptables", "-D", "FORWARD", "-j", "k"]);
+    assert!(!net.run(Place::Lan, "ping -c 1 -W 1 10.2.0.2").status.success(), "k is out of the way");
+    router.ask(&["iptables", "-A", "FORWARD", "-j", "k"]);
+    assert!(net.pings(Place::Lan, "10.2.0.2"), "the guest was forgotten");
+    router.stop();
+}
+
+#[test]
+fn the_hosts_chains_follow_every_change_where_they_are_applied() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Shape::default());
+    let must = |words: &str| net.must(Place::Router, words);
+    must("iptables -A OUTPUT -d 192.0.2.3 -j DROP");
+    let file = net.file("rules.v4");
+    std::fs::write(&file, "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n").expect("a file");
+    let words = ["--poll", "adaptive", "--rules", &file.display().to_string(), "--host-chains", "apply"];
+    let router = Router::start(&net, &words);
+    let change = |line: &str| {
+        let (code, said, complaints) = ask(&router, &line.split(' ').collect::<Vec<_>>(), "");
+        assert_eq!((code, said.as_str(), complaints.as_str()), (0, "", ""), "{line}");
+        must("iptables-save")
+    };
+    let has = |saved: &str, line: &str| saved.lines().any(|it| it == line || it.starts_with(&format!("{line} [")));
+    let rule = "-A INPUT -s 192.0.2.9/32 -j DROP";
+    assert!(has(&change("iptables -A INPUT -s 192.0.2.9 -j DROP"), rule));
+    let saved = change("iptables -D INPUT -s 192.0.2.9 -j DROP");
+    assert!(!has(&saved, rule), "taken back here only:\n{saved}");
+    assert!(has(&change("iptables -P INPUT DROP"), ":INPUT DROP"));
+    let saved = change("iptables -P INPUT ACCEPT");
+    assert!(has(&saved, ":INPUT ACCEPT"), "{saved}");
+    // Nobody has spoken of OUTPUT.
+    assert!(has(&saved, "-A OUTPUT -d 192.0.2.3/32 -j DROP"), "{saved}");
     router.stop();
 }

@@ -49,6 +49,13 @@ fuzz_target!(|input: &[u8]| {
         let again = load(&saved).unwrap_or_else(|wrong| panic!("what was saved does not load: {wrong}\n{saved}"));
         assert!(again == of_fast, "saved as other rules:\n{saved}");
         assert_eq!(rules::save(&again, None), saved);
+        // The text in place of itself makes the same rules; on top of itself it makes some, or says why not.
+        let replaced = rules::change(&of_fast, "change", &text, true).unwrap_or_else(|wrong| panic!("{wrong}")).ruleset;
+        assert!(replaced == of_fast, "replaced by other rules:\n{}", rules::save(&replaced, None));
+        match rules::change(&of_fast, "change", &text, false) {
+            Err(wrong) => assert!(wrong.errors() > 0 && !wrong.to_string().is_empty()),
+            Ok(changed) => drop(load(&rules::save(&changed.ruleset, None)).unwrap_or_else(|wrong| panic!("{wrong}"))),
+        }
         agree(&of_fast, &of_slow, packets);
     }
 });

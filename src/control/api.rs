@@ -264,6 +264,9 @@ pub enum Reply {
     Changed(ChangeReport),
     /// A file is wrong, and nothing was changed: every wrong place, to be shown as it is.
     Refused(String),
+    /// The rules in force are not what a change asks for (there is no such rule, or a chain of that name), and nothing was
+    /// changed: what is missing, to be shown as it is.
+    Conflict(String),
     /// The answer to `explain`.
     Explained(Box<Explanation>),
     /// What became of a packet.
@@ -434,6 +437,7 @@ fn done(outcome: Result<Reply, Refused>) -> Result<Reply, BackendError> {
     match outcome {
         Ok(reply) => Ok(reply),
         Err(Refused::Files(report)) => Ok(Reply::Refused(report)),
+        Err(Refused::Rules(report)) => Ok(Reply::Conflict(report)),
         Err(Refused::Workers(error)) => Err(error),
     }
 }
@@ -566,6 +570,10 @@ impl Client {
     /// When the daemon went away.
     pub fn ask(&mut self, request: &Request) -> Result<(), Failure> {
         let mut line = serde_json::to_vec(request).map_err(|error| self.lost(&error.into()))?;
+        if line.len() >= MAX_REQUEST {
+            let most = MAX_REQUEST >> 20;
+            return Err(Failure::Usage(format!("this is more than the {most} MiB that a request may have: divide it")));
+        }
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).map_err(|error| self.lost(&error))
     }
@@ -603,6 +611,7 @@ impl Client {
                 Err(Failure::Running(format!("the daemon at {} says: {message}", self.path.display())))
             }
             Reply::Refused(report) => Err(Failure::Report(report)),
+            Reply::Conflict(report) => Err(Failure::Answer(report)),
             reply => Ok(reply),
         }
     }

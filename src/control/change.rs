@@ -17,11 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use super::api::{Backend, BackendError};
 use super::backend::{Workers, family_index};
+use super::config::{Config, HostChains};
 use super::host;
 use super::reload::{Before, Built, Refused, compile_after, milliseconds, plural, untracked};
 use super::sources;
 use crate::datapath::Ledger;
-use crate::rules::{self, Registry, Ruleset};
+use crate::rules::{self, Changed, Registry, Ruleset};
 use crate::wire::Family;
 
 /// What a client asks for.
@@ -105,8 +106,13 @@ fn build(
     let family = if wish.family == 6 { Family::V6 } else { Family::V4 };
     let (at, other) = (family_index(family), 1 - family_index(family));
     let start = Instant::now();
-    let changed = rules::change(&before.rulesets[at], &wish.name, &wish.text, wish.flush)
-        .map_err(|wrong| Refused::Files(sources::shown(&wrong, wish.styled)))?;
+    let changed =
+        rules::change(&before.rulesets[at], &wish.name, &wish.text, wish.flush).map_err(|wrong| {
+            match wrong.are_about_rules() {
+                true => Refused::Rules(sources::shown(&wrong, wish.styled)),
+                false => Refused::Files(sources::shown(&wrong, wish.styled)),
+            }
+        })?;
     let read = start.elapsed();
     let stay = changed.kept.iter().flatten().count();
     let mut report = ChangeReport {
@@ -119,6 +125,7 @@ fn build(
         read_ms: milliseconds(read),
         ..ChangeReport::default()
     };
+    report.notes.extend(left_to_the_host(&changed, &before.config, family));
     let mut rulesets = before.rulesets.clone();
     rulesets[at] = Arc::new(changed.ruleset);
     report.notes.extend(sources::lacking(&before.config, [&rulesets[0], &rulesets[1]]));
@@ -144,6 +151,23 @@ fn build(
     let (config, policy) = (before.config.clone(), Arc::new(policy));
     let built = Built { config, rulesets: rulesets.clone(), counted: kept, zeroed, policy, registry, ledgers };
     Ok(Made { rulesets, built: Some(built), report })
+}
+
+/// What is to be said of changes to chains that are the host's.
+fn left_to_the_host(changed: &Changed, config: &Config, family: Family) -> Option<String> {
+    let chains = changed.of_the_host();
+    let named = if family == Family::V4 { config.rules.is_some() } else { config.rules6.is_some() };
+    if chains.is_empty() || named && config.host_chains == HostChains::Apply {
+        return None;
+    }
+    let chains = chains.join(", ");
+    let how = match config.host_chains {
+        HostChains::Report => "start with `--host-chains apply`, or use the host's own iptables",
+        HostChains::Apply => {
+            "the built-in policy is never given to the host: use its own iptables, or name a rules file"
+        }
+    };
+    Some(format!("{chains}: the host's own packets come here, and the router does not filter those; {how}"))
 }
 
 impl Workers {

@@ -116,6 +116,8 @@ impl Wish {
 pub enum Refused {
     /// A file is wrong: every wrong place.
     Files(String),
+    /// The lines of a change are right, but the rules in force are not what they ask for.
+    Rules(String),
     /// A worker does not answer.
     Workers(BackendError),
 }
@@ -542,7 +544,9 @@ impl Workers {
                 tracing::info!("reload: {report}; read in {} ms, compiled in {} ms", report.read_ms, report.compile_ms);
                 report.notes.iter().chain(&report.unfinished).for_each(|note| tracing::warn!("reload: {note}"));
             }
-            Err(Refused::Files(_)) => tracing::error!("reload: refused, and the rules are as before: see the report"),
+            Err(Refused::Files(_) | Refused::Rules(_)) => {
+                tracing::error!("reload: refused, and the rules are as before: see the report")
+            }
             Err(Refused::Workers(error)) => tracing::error!("reload: {error}"),
         }
         startup::announce_reloaded(outcome.is_ok());
@@ -561,7 +565,7 @@ impl Workers {
             match self.reload_now(&Wish::default(), std::process::id()).await {
                 Ok(report) if !report.warnings.is_empty() => tracing::warn!("reload:\n{}", report.warnings.trim_end()),
                 // Nobody else hears it.
-                Err(Refused::Files(report)) => tracing::error!("reload:\n{report}"),
+                Err(Refused::Files(report) | Refused::Rules(report)) => tracing::error!("reload:\n{report}"),
                 Ok(_) | Err(Refused::Workers(_)) => {}
             }
         }

@@ -7,8 +7,9 @@
 
 use super::diagnostic::{Diagnostics, Problem, Report, Span};
 use super::parse::{self, Base};
-use super::rule::{ChainIndex, PATH, Ruleset};
+use super::rule::{BUILTIN, BUILTIN_CHAINS, ChainIndex, PATH, Rule, Ruleset};
 use super::{check, set};
+use std::sync::Arc;
 
 /// What a change made.
 #[derive(Debug)]
@@ -21,6 +22,21 @@ pub struct Changed {
     pub counted: Vec<Option<usize>>,
     /// Built-in chains whose policy's counters begin anew.
     pub zeroed: Vec<ChainIndex>,
+    /// Chains of the ruleset that lines of the text have changed.
+    pub touched: Vec<ChainIndex>,
+}
+
+impl Changed {
+    /// Names of the chains that were changed and that no forwarded packet comes to: they are the host's.
+    pub fn of_the_host(&self) -> Vec<&str> {
+        let mut reached = vec![false; self.ruleset.chains.len()];
+        PATH.iter().flat_map(|&chain| self.ruleset.reachable_from(chain)).for_each(|chain| reached[chain] = true);
+        let host = BUILTIN.iter().enumerate().filter(|(chain, _)| !PATH.contains(chain));
+        let mut met = vec![false; self.ruleset.chains.len()];
+        host.flat_map(|(chain, _)| self.ruleset.reachable_from(chain)).for_each(|chain| met[chain] = true);
+        let theirs = self.touched.iter().filter(|&&chain| met[chain] && !reached[chain]);
+        theirs.map(|&chain| self.ruleset.chains[chain].name.as_str()).collect()
+    }
 }
 
 /// The rules that `text` makes of `base`: every table in it is changed by its lines, one after the other (`iptables-restore
@@ -44,6 +60,10 @@ pub fn change(base: &Ruleset, name: &str, text: &str, flush: bool) -> Result<Cha
     let mut report = Report::after(base.places, name, text);
     let parsed = parse::parse(text, base.family, Some(Base { ruleset: base, flush }), &mut report);
     let flat = parsed.flat;
+    let mut spoken: Vec<ChainIndex> = flat.touched.iter().copied().filter(|&chain| chain < BUILTIN_CHAINS).collect();
+    spoken.extend(&base.spoken);
+    spoken.sort_unstable();
+    spoken.dedup();
     let mut ruleset = Ruleset {
         family: base.family,
         file: base.file.clone(),
@@ -56,6 +76,7 @@ pub fn change(base: &Ruleset, name: &str, text: &str, flush: bool) -> Result<Cha
         warnings: Diagnostics::default(),
         not_honoured: Diagnostics::default(),
         line_starts: base.line_starts.clone(),
+        spoken,
         file_end: base.file_end,
         places: base.places + text.len() + 1,
     };
@@ -68,7 +89,9 @@ pub fn change(base: &Ruleset, name: &str, text: &str, flush: bool) -> Result<Cha
     }
     match report.has_errors() || report.has_not_honoured() {
         true => Err(report.finish()),
-        false => Ok(Changed { ruleset, kept: flat.kept, counted: flat.counted, zeroed: flat.zeroed }),
+        false => {
+            Ok(Changed { ruleset, kept: flat.kept, counted: flat.counted, zeroed: flat.zeroed, touched: flat.touched })
+        }
     }
 }
 
@@ -77,12 +100,21 @@ fn check_opaque(ruleset: &Ruleset, places: usize, report: &mut Report<'_>) {
     let mut reached: Vec<usize> = PATH.iter().flat_map(|&chain| ruleset.reachable_from(chain)).collect();
     reached.sort_unstable();
     reached.dedup();
-    for chain in reached.into_iter().map(|chain| &ruleset.chains[chain]) {
+    for &index in &reached {
+        let chain = &ruleset.chains[index];
         for rule in chain.rules.iter().filter(|rule| rule.span.start < places) {
             let Some(words) = &rule.opaque else { continue };
-            let message =
-                format!("chain {} would forward packets, and has a rule that cannot be done here", chain.name);
-            report.error(Problem::new(Span::default(), message, format!("`-A {} {words}`", chain.name)));
+            let message = format!(
+                "forwarded packets would come to chain {}, which has a rule that cannot be done here",
+                chain.name
+            );
+            let leads = |rule: &&Arc<Rule>| {
+                rule.span.start >= places
+                    && rule.target.chain().is_some_and(|to| ruleset.reachable_from(to).contains(&index))
+            };
+            let way = reached.iter().flat_map(|&chain| &ruleset.chains[chain].rules).find(leads);
+            let span = way.map_or(Span::default(), |rule| rule.target_span);
+            report.error(Problem::new(span, message, format!("leads to `-A {} {words}`", chain.name)));
         }
     }
 }

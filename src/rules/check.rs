@@ -51,6 +51,7 @@ fn check_loops(ruleset: &Ruleset, report: &mut Report<'_>) -> bool {
             };
             *next += 1;
             let Some(target) = rule.target.chain() else { continue };
+            let span = rule.target_span;
             match marks[target] {
                 Mark::Done => {}
                 Mark::New => {
@@ -63,9 +64,13 @@ fn check_loops(ruleset: &Ruleset, report: &mut Report<'_>) -> bool {
                     let names: Vec<&str> =
                         path[from..].iter().map(|&(chain, _)| ruleset.chains[chain].name.as_str()).collect();
                     let way = format!("{} -> {}", names.join(" -> "), ruleset.chains[target].name);
+                    // Of a change, the rule that it brings.
+                    let round =
+                        path[from..].iter().map(|&(chain, next)| ruleset.chains[chain].rules[next - 1].target_span);
+                    let new = round.rev().find(|span| span.start >= report.first_place());
                     report.error(
-                        Problem::new(rule.target_span, format!("loop of chains: {way}"), "closes the loop")
-                            .help("a packet would never leave; Linux refuses it too"),
+                        Problem::new(new.unwrap_or(span), format!("loop of chains: {way}"), "closes the loop")
+                            .help("a packet would never leave; Linux refuses it where packets can come to it"),
                     );
                 }
             }

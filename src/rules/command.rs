@@ -41,8 +41,8 @@ pub(super) fn run(line: &Line<'_>, table: &mut Table, report: &mut Report<'_>) -
         "-D" | "--delete" => line.delete(table, report),
         "-C" | "--check" => {
             let (chain, options) = line.chain(table)?;
-            let rules = line.rules(table, chain, options, report)?;
-            line.place_of(table, chain, &rules).map(|_| ())
+            let rules = line.wanted(table, chain, options, report)?;
+            rules.iter().try_for_each(|rule| line.place_of(table, chain, rule).map(|_| ()))
         }
         "-N" | "--new-chain" => line.new_chain(table),
         "-X" | "--delete-chain" => line.delete_chains(table),
@@ -68,7 +68,8 @@ impl<'a> Line<'a> {
         let index = table.find(&name.text).ok_or_else(|| {
             let near = nearest(&name.text, table.names().iter().map(String::as_str));
             let message = format!("table {} has no chain `{}`", table.name.name(), name.text);
-            Problem::new(name.span, message, "not declared before this line").help(near.map_or_else(
+            let problem = Problem::new(name.span, message, "not declared before this line").about_rules();
+            problem.help(near.map_or_else(
                 || format!("declare it above with `:{} - [0:0]`", name.text),
                 |near| format!("did you mean `{near}`?"),
             ))
@@ -89,10 +90,24 @@ impl<'a> Line<'a> {
             // Whether that matters depends on which packets come to it: known when the whole file is read.
             Err(problem) if problem.is_refusal => {
                 report.not_honoured(problem);
-                let words: Vec<String> = options.iter().map(|option| word_text(&option.text)).collect();
-                let target = leads_to(options, table);
-                Ok(vec![Rule { span, target, opaque: Some(words.join(" ")), ..Rule::default() }])
+                Ok(vec![opaque(options, table, span)])
             }
+            other => other,
+        }
+    }
+
+    /// The rules that a line looks for. Those that are there as text are found by their text.
+    fn wanted(
+        &self,
+        table: &Table,
+        chain: usize,
+        options: &[Token],
+        report: &mut Report<'_>,
+    ) -> Result<Vec<Rule>, Problem> {
+        let scope = Scope { family: self.family, table, hook: table.hook(chain) };
+        let span = Span::new(self.command.span.start, self.end);
+        match read_rule(&scope, options, span, report) {
+            Err(problem) if problem.is_refusal => Ok(vec![opaque(options, table, span)]),
             other => other,
         }
     }
@@ -112,7 +127,7 @@ impl<'a> Line<'a> {
         let held = table.chains[chain].rules.len();
         if number == 0 || number > held + 1 {
             let message = format!("no place {number} to insert at: the chain has {}", count(held));
-            return Err(Problem::new(span, message, "rules are numbered from 1"));
+            return Err(Problem::new(span, message, "rules are numbered from 1").about_rules());
         }
         rules.into_iter().for_each(|rule| table.insert(chain, number - 1, rule));
         Ok(())
@@ -137,28 +152,25 @@ impl<'a> Line<'a> {
 
     fn delete(&self, table: &mut Table, report: &mut Report<'_>) -> Result<(), Problem> {
         let (chain, options) = self.chain(table)?;
-        let place = match Line::number(options) {
-            Some((number, span, [])) => {
-                let held = table.chains[chain].rules.len();
-                if number == 0 || number > held {
-                    return Err(no_rule(number, held, span));
-                }
-                number - 1
+        if let Some((number, span, [])) = Line::number(options) {
+            let held = table.chains[chain].rules.len();
+            if number == 0 || number > held {
+                return Err(no_rule(number, held, span));
             }
-            _ => {
-                let rules = self.rules(table, chain, options, report)?;
-                self.place_of(table, chain, &rules)?
-            }
-        };
-        table.delete(chain, place);
+            table.delete(chain, number - 1);
+            return Ok(());
+        }
+        for rule in self.wanted(table, chain, options, report)? {
+            let place = self.place_of(table, chain, &rule)?;
+            table.delete(chain, place);
+        }
         Ok(())
     }
 
     /// The first rule that is the same.
-    fn place_of(&self, table: &Table, chain: usize, rules: &[Rule]) -> Result<usize, Problem> {
-        let held = &table.chains[chain].rules;
-        let found = rules.first().and_then(|wanted| held.iter().position(|rule| **rule == *wanted));
-        found.ok_or_else(|| self.problem("no such rule in the chain", "nothing to delete or check"))
+    fn place_of(&self, table: &Table, chain: usize, wanted: &Rule) -> Result<usize, Problem> {
+        let found = table.chains[chain].rules.iter().position(|rule| **rule == *wanted);
+        found.ok_or_else(|| self.problem("no such rule in the chain", "nothing to delete or check").about_rules())
     }
 
     fn new_chain(&self, table: &mut Table) -> Result<(), Problem> {
@@ -167,7 +179,8 @@ impl<'a> Line<'a> {
         };
         check_chain_name(name)?;
         if table.find(&name.text).is_some() {
-            return Err(Problem::new(name.span, format!("chain {} is declared twice", name.text), "declared before"));
+            let message = format!("chain {} is declared twice", name.text);
+            return Err(Problem::new(name.span, message, "declared before").about_rules());
         }
         let index = table.declare(&name.text);
         table.chains[index].span = name.span;
@@ -188,7 +201,7 @@ impl<'a> Line<'a> {
                 _ => None,
             };
             if let Some(why) = why {
-                return Err(self.problem(&why, "Linux refuses this").help("flush first: `-F`"));
+                return Err(self.problem(&why, "Linux refuses this").help("flush first: `-F`").about_rules());
             }
             table.remove(chain);
         }
@@ -226,7 +239,9 @@ impl<'a> Line<'a> {
             let message = format!("user chain {} cannot have a policy", table.names()[chain]);
             return Err(Problem::new(policy.span, message, "only built-in chains have one"));
         }
-        table.chains[chain].policy = chain_policy(table.name, &table.names()[chain], true, policy)?;
+        let policy = chain_policy(table.name, &table.names()[chain], true, policy)?;
+        table.chains[chain].span = Span::new(self.command.span.start, self.end);
+        table.set_policy(chain, policy);
         Ok(())
     }
 
@@ -238,24 +253,28 @@ impl<'a> Line<'a> {
         check_chain_name(name)?;
         if chain < table.builtin || table.find(&name.text).is_some() {
             let message = format!("chain {} cannot be called {}", table.names()[chain], name.text);
-            return Err(Problem::new(name.span, message, "built in, or taken"));
+            return Err(Problem::new(name.span, message, "built in, or taken").about_rules());
         }
         table.rename(chain, &name.text);
         Ok(())
     }
 }
 
-/// Where a line leads whose other words are not understood: to the chain it names, if any.
-fn leads_to(options: &[Token], table: &Table) -> Target {
-    let found = options.windows(2).find_map(|pair| {
+/// A rule whose words are not understood, but for the chain that it leads to, if any.
+fn opaque(options: &[Token], table: &Table, span: Span) -> Rule {
+    let found = options.windows(2).enumerate().find_map(|(at, pair)| {
         let chain = table.find(&pair[1].text).filter(|&chain| chain >= table.builtin)?;
         match pair[0].text.as_str() {
-            "-j" | "--jump" => Some(Target::Jump(chain)),
-            "-g" | "--goto" => Some(Target::Goto(chain)),
+            "-j" | "--jump" => Some((at, Target::Jump(chain))),
+            "-g" | "--goto" => Some((at, Target::Goto(chain))),
             _ => None,
         }
     });
-    found.unwrap_or_default()
+    let is_target = |at: usize| found.as_ref().is_some_and(|&(first, _)| at == first || at == first + 1);
+    let words = options.iter().enumerate().filter(|&(at, _)| !is_target(at));
+    let words: Vec<String> = words.map(|(_, option)| word_text(&option.text)).collect();
+    let target = found.as_ref().map(|(_, target)| target.clone()).unwrap_or_default();
+    Rule { span, target, opaque: Some(words.join(" ")), ..Rule::default() }
 }
 
 fn count(rules: usize) -> String {
@@ -268,4 +287,5 @@ fn count(rules: usize) -> String {
 
 fn no_rule(number: usize, held: usize, span: Span) -> Problem {
     Problem::new(span, format!("there is no rule {number}: the chain has {}", count(held)), "rules are numbered from 1")
+        .about_rules()
 }

@@ -68,6 +68,7 @@ impl<'a> Parts<'a> {
                 Rows::V6(rows.into(), runs)
             }
         };
+        self.name_others(&order);
         let entry = |chain: ChainIndex| {
             let runs = PATH.contains(&chain) && ruleset.has(BUILTIN[chain].0);
             let policy = ruleset.chains[chain].policy.unwrap_or(Policy::Accept);
@@ -109,6 +110,18 @@ impl<'a> Parts<'a> {
             row_of_rule[unchanged.get(row.counter as usize).copied()??]
         };
         Some(Before { rows: old, runs, row_before: rows.iter().map(of).collect() })
+    }
+
+    /// Rules that no forwarded packet comes to name their tables all the same: those live as long as any rule names them.
+    fn name_others(&mut self, order: &[ChainIndex]) {
+        let mut reached = vec![false; self.ruleset.chains.len()];
+        order.iter().for_each(|&chain| reached[chain] = true);
+        let others = self.ruleset.chains.iter().zip(&reached).filter(|(_, reached)| !**reached);
+        for matched in others.flat_map(|(chain, _)| &chain.rules).flat_map(|rule| &rule.matches) {
+            if matches!(matched, Match::Recent(_) | Match::Hashlimit(_)) {
+                drop(matched.state(self.registry));
+            }
+        }
     }
 
     /// Where each chain begins, and its length.

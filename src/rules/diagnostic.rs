@@ -57,12 +57,21 @@ pub(super) struct Problem {
     pub(super) help: Option<String>,
     /// The line is right for iptables; it only cannot be done here.
     pub(super) is_refusal: bool,
+    /// The line is right; the rules it is done to are not what it asks for (there is no such rule, or a chain of that name).
+    pub(super) is_about_rules: bool,
 }
 
 impl Problem {
     /// `message` is the headline, `label` stands under the underlined text.
     pub(super) fn new(span: Span, message: impl Into<String>, label: impl Into<String>) -> Problem {
-        Problem { span, message: message.into(), label: label.into(), help: None, is_refusal: false }
+        Problem {
+            span,
+            message: message.into(),
+            label: label.into(),
+            help: None,
+            is_refusal: false,
+            is_about_rules: false,
+        }
     }
 
     /// With advice.
@@ -74,6 +83,12 @@ impl Problem {
     /// The line is right for iptables; it only cannot be done here.
     pub(super) fn refusal(mut self) -> Problem {
         self.is_refusal = true;
+        self
+    }
+
+    /// The line is right; the rules it is done to are not what it asks for.
+    pub(super) fn about_rules(mut self) -> Problem {
+        self.is_about_rules = true;
         self
     }
 
@@ -105,6 +120,8 @@ pub struct Diagnostic {
     pub label: String,
     /// What to do about it, where there is something to say.
     pub help: Option<String>,
+    /// The line is right; the rules it is done to are not what it asks for.
+    pub about_rules: bool,
 }
 
 impl Diagnostic {
@@ -156,6 +173,12 @@ impl Diagnostics {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// Whether every line is right, and only the rules that they would change are not what one asks for.
+    pub fn are_about_rules(&self) -> bool {
+        let mut errors = self.list.iter().filter(|diagnostic| diagnostic.severity == Severity::Error).peekable();
+        errors.peek().is_some() && errors.all(|diagnostic| diagnostic.about_rules)
     }
 
     /// How many are errors.
@@ -322,6 +345,7 @@ impl<'t> Report<'t> {
             message: problem.message.clone(),
             label: problem.label.clone(),
             help: problem.help.clone(),
+            about_rules: problem.is_about_rules,
         }
     }
 }

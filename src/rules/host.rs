@@ -37,13 +37,9 @@ impl Ruleset {
     }
 
     fn host_table(&self, table: TableName, out: &mut String) {
-        // A chain that the file does not speak of stays as the kernel has it.
-        let spoken_of = |index: ChainIndex| {
-            let chain = &self.chains[index];
-            chain.span.end > 0 || !chain.rules.is_empty() || chain.policy == Some(Policy::Drop)
-        };
+        // A chain that nobody speaks of stays as the kernel has it.
         let own = |&(index, &(of, hook)): &(ChainIndex, &(TableName, Hook))| {
-            of == table && is_given(table, hook) && spoken_of(index)
+            of == table && is_given(table, hook) && self.spoken.contains(&index)
         };
         let builtin: Vec<ChainIndex> = BUILTIN.iter().enumerate().filter(own).map(|(index, _)| index).collect();
         let mut chains: Vec<ChainIndex> = builtin.iter().flat_map(|&chain| self.reachable_from(chain)).collect();

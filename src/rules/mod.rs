@@ -71,6 +71,7 @@ pub use lint::lint;
 pub use log::{LogRecord, LogRequest, log_line};
 pub use matches::*;
 pub use nflog::{NflogRecord, NflogRequest, packet_block};
+pub use option::option_arguments;
 pub use pair::{rule_texts, unchanged};
 pub use registry::Registry;
 pub use rule::*;
@@ -137,6 +138,7 @@ pub fn understand_with_sets(
 ) -> Result<Ruleset, Diagnostics> {
     let mut report = diagnostic::Report::new(file, text);
     let parsed = parse::parse(text, family, None, &mut report);
+    let spoken = parsed.flat.touched.into_iter().filter(|&chain| chain < BUILTIN_CHAINS).collect();
     let mut ruleset = Ruleset {
         family,
         file: file.to_owned(),
@@ -148,6 +150,7 @@ pub fn understand_with_sets(
         warnings: Diagnostics::default(),
         not_honoured: Diagnostics::default(),
         line_starts: text.match_indices('\n').map(|(at, _)| at + 1).collect(),
+        spoken,
         file_end: text.len() + 1,
         places: text.len() + 1,
     };

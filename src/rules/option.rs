@@ -44,6 +44,18 @@ const BASE: &[OptionSpec] = &[
     OptionSpec::new(FRAGMENT, &["-f", "--fragments", "--fragment"]).invertible().arguments(0),
 ];
 
+/// How many words follow an option of rules, whichever match or target it is of; an abbreviation is one of the first that
+/// begins so. None of what is no option.
+pub fn option_arguments(name: &str) -> Option<usize> {
+    let specs = || {
+        let matches = Match::KINDS.iter().flat_map(|kind| kind.options);
+        BASE.iter().chain(matches).chain(Target::KINDS.iter().flat_map(|kind| kind.options))
+    };
+    let whole = specs().find(|spec| spec.names.contains(&name));
+    let begun = || specs().find(|spec| name.len() > 2 && spec.names.iter().any(|full| full.starts_with(name)));
+    whole.or_else(begun).map(|spec| usize::from(spec.arguments))
+}
+
 /// A match being filled.
 #[derive(Debug)]
 struct Loaded {

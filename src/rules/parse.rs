@@ -121,6 +121,13 @@ impl Parser<'_, '_> {
                 ),
             ));
         };
+        let again = self.done.iter().position(|table| table.name == known);
+        if let (Some(Base { flush: false, .. }), Some(at)) = (self.base, again) {
+            // Texts that were put together: the second goes on where the first ended.
+            self.skipping = false;
+            self.table = Some(self.done.remove(at));
+            return Ok(());
+        }
         if self.seen.contains(&known) {
             let message = format!("table {} appears twice", known.name());
             return Err(Problem::new(span, message, "begun before")
@@ -156,8 +163,8 @@ impl Parser<'_, '_> {
         // The chain is there even when its line is wrong, so that its rules are not reported too.
         let index = match table.find(&name.text) {
             Some(index) if index < table.builtin => index,
-            // Of the ruleset that is being changed: emptied, as by `iptables-restore --noflush`.
-            Some(index) if table.chains[index].span.end < self.report.first_place() => {
+            // Emptied, as by `iptables-restore --noflush`.
+            Some(index) if matches!(self.base, Some(Base { flush: false, .. })) => {
                 table.flush(index);
                 index
             }
@@ -183,7 +190,8 @@ impl Parser<'_, '_> {
             )
             .help(if builtin { "ACCEPT or DROP" } else { "`-` for a user chain" }));
         };
-        table.chains[index].policy = chain_policy(table.name, &name.text, builtin, &policy)?;
+        let policy = chain_policy(table.name, &name.text, builtin, &policy)?;
+        table.set_policy(index, policy);
         if let Some(counters) = words.next() {
             check_counters(&counters)?;
         }

@@ -155,6 +155,8 @@ pub struct Ruleset {
     pub(super) not_honoured: Diagnostics,
     /// Where the second line of the file begins, the third, and so on.
     pub(super) line_starts: Vec<usize>,
+    /// The built-in chains that the file, or a change, has spoken of; the others are as they are without it.
+    pub(super) spoken: Vec<ChainIndex>,
     /// Places ([`Rule::span`]) from here on are not in the file but in texts that changed it.
     pub(super) file_end: usize,
     /// Where the next such text's places begin.
@@ -300,9 +302,8 @@ pub struct Rule {
     pub target: Target,
     /// Where the target is named.
     pub target_span: Span,
-    /// A rule that iptables takes and that is not understood here, as its words; then the rest says nothing, but for the chain it
-    /// leads to. Never in a chain
-    /// that forwarded packets come to, once the file is loaded.
+    /// A rule that iptables takes and that is not understood here, as its words without the chain it leads to; then the rest
+    /// says nothing, but for that. Never in a chain that forwarded packets come to, once the file is loaded.
     pub opaque: Option<String>,
 }
 

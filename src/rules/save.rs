@@ -71,7 +71,9 @@ pub(super) const fn bang(invert: bool) -> &'static str {
 fn save_rule(out: &mut String, family: Family, chain: &str, rule: &Rule, chains: &[Chain]) {
     push(out, format_args!("-A {chain}"));
     if let Some(words) = &rule.opaque {
-        return push(out, format_args!(" {words}"));
+        let blank = if words.is_empty() { "" } else { " " };
+        push(out, format_args!("{blank}{words}"));
+        return save_jump(out, &rule.target, chains);
     }
     save_address(out, "-s", &rule.src, family);
     save_address(out, "-d", &rule.dst, family);
@@ -91,13 +93,20 @@ fn save_rule(out: &mut String, family: Family, chain: &str, rule: &Rule, chains:
         matched.save(out, family);
     }
     match &rule.target {
-        Target::Count => {}
-        Target::Jump(chain) => push(out, format_args!(" -j {}", chains[*chain].name)),
-        Target::Goto(chain) => push(out, format_args!(" -g {}", chains[*chain].name)),
+        Target::Count | Target::Jump(_) | Target::Goto(_) => save_jump(out, &rule.target, chains),
         target => {
             push(out, format_args!(" -j {}", target.name()));
             target.save(out, family);
         }
+    }
+}
+
+/// To another chain, if that is the target.
+fn save_jump(out: &mut String, target: &Target, chains: &[Chain]) {
+    match target {
+        Target::Jump(chain) => push(out, format_args!(" -j {}", chains[*chain].name)),
+        Target::Goto(chain) => push(out, format_args!(" -g {}", chains[*chain].name)),
+        _ => {}
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Flat {
     pub(super) counted: Vec<Option<usize>>,
     /// Chains whose policy's counters begin anew.
     pub(super) zeroed: Vec<ChainIndex>,
+    /// Chains that lines have changed.
+    pub(super) touched: Vec<ChainIndex>,
 }
 
 /// See the module's head.
@@ -42,6 +44,8 @@ pub(super) struct Table {
     kept: Vec<Vec<Kept>>,
     /// By chain: its policy's counters begin anew.
     zeroed: Vec<bool>,
+    /// By chain: a line has changed it.
+    touched: Vec<bool>,
 }
 
 /// Places in [`BUILTIN`] of a table's built-in chains, in its order.
@@ -60,8 +64,8 @@ impl Table {
             builtin_of(name).map(|(_, hook)| blank_chain(hook.chain_name(), name, accept)).collect();
         let names: Vec<String> = chains.iter().map(|chain| chain.name.clone()).collect();
         let places = names.iter().cloned().zip(0..).collect();
-        let (kept, zeroed) = (vec![Vec::new(); chains.len()], vec![false; chains.len()]);
-        Table { name, span, builtin: chains.len(), names, places, chains, kept, zeroed }
+        let (kept, none) = (vec![Vec::new(); chains.len()], vec![false; chains.len()]);
+        Table { name, span, builtin: chains.len(), names, places, chains, kept, zeroed: none.clone(), touched: none }
     }
 
     /// As it is in `ruleset`, to be changed.
@@ -72,6 +76,7 @@ impl Table {
         for (index, chain) in ruleset.chains_of(name) {
             let place = table.find(&chain.name).unwrap_or_else(|| table.declare(&chain.name));
             table.chains[place] = chain.clone();
+            table.touched[place] = false;
             let numbers = (first[index]..).take(chain.rules.len());
             table.kept[place] = numbers.map(|number| Kept { number: Some(number), zeroed: false }).collect();
             places.insert(index, place);
@@ -91,32 +96,43 @@ impl Table {
 
     /// Rules at the chain's end.
     pub(super) fn append(&mut self, chain: usize, rules: Vec<Rule>) {
+        self.touched[chain] = true;
         self.kept[chain].extend(rules.iter().map(|_| Kept::default()));
         self.chains[chain].rules.extend(rules.into_iter().map(Arc::new));
     }
 
     /// A rule before the one at `place`.
     pub(super) fn insert(&mut self, chain: usize, place: usize, rule: Rule) {
+        self.touched[chain] = true;
         self.kept[chain].insert(place, Kept::default());
         self.chains[chain].rules.insert(place, Arc::new(rule));
     }
 
     /// Another rule instead of the one at `place`.
     pub(super) fn replace(&mut self, chain: usize, place: usize, rule: Rule) {
+        self.touched[chain] = true;
         self.kept[chain][place] = Kept::default();
         self.chains[chain].rules[place] = Arc::new(rule);
     }
 
     /// The rule at `place` goes.
     pub(super) fn delete(&mut self, chain: usize, place: usize) {
+        self.touched[chain] = true;
         self.kept[chain].remove(place);
         self.chains[chain].rules.remove(place);
     }
 
     /// The chain's rules go.
     pub(super) fn flush(&mut self, chain: usize) {
+        self.touched[chain] = true;
         self.kept[chain].clear();
         self.chains[chain].rules.clear();
+    }
+
+    /// What becomes of packets that no rule decides.
+    pub(super) fn set_policy(&mut self, chain: usize, policy: Option<Policy>) {
+        self.touched[chain] = true;
+        self.chains[chain].policy = policy;
     }
 
     /// Counters begin anew: of one rule, or of the chain and its policy.
@@ -161,6 +177,7 @@ impl Table {
         self.chains.push(blank_chain(name, self.name, None));
         self.kept.push(Vec::new());
         self.zeroed.push(false);
+        self.touched.push(true);
         self.names.len() - 1
     }
 
@@ -176,6 +193,7 @@ impl Table {
         self.chains.remove(index);
         self.kept.remove(index);
         self.zeroed.remove(index);
+        self.touched.remove(index);
         self.places = self.names.iter().cloned().zip(0..).collect();
         self.retarget(|chain| if chain > index { chain - 1 } else { chain });
     }
@@ -203,7 +221,7 @@ pub(super) fn flatten(tables: Vec<Table>) -> Flat {
     user.sort();
     chains.extend(user.iter().map(|(table, name)| blank_chain(name, *table, None)));
     let mut kept = vec![Vec::new(); chains.len()];
-    let mut zeroed = Vec::new();
+    let (mut zeroed, mut touched) = (Vec::new(), Vec::new());
     for mut table in tables {
         let builtin: Vec<ChainIndex> = builtin_of(table.name).map(|(index, _)| index).collect();
         let of_user = table.names[table.builtin..].iter().map(|name| {
@@ -212,12 +230,16 @@ pub(super) fn flatten(tables: Vec<Table>) -> Flat {
         });
         let places: Vec<ChainIndex> = builtin.into_iter().chain(of_user).collect();
         table.retarget(|chain| places[chain]);
-        zeroed.extend(places.iter().zip(&table.zeroed).filter(|(_, zeroed)| **zeroed).map(|(&place, _)| place));
+        let those = |which: &[bool]| -> Vec<ChainIndex> {
+            places.iter().zip(which).filter(|(_, is_so)| **is_so).map(|(&place, _)| place).collect()
+        };
+        zeroed.extend(those(&table.zeroed));
+        touched.extend(those(&table.touched));
         for ((chain, of_chain), &place) in table.chains.into_iter().zip(table.kept).zip(&places) {
             (chains[place], kept[place]) = (chain, of_chain);
         }
     }
     let kept = kept.concat();
     let counted = kept.iter().map(|kept| kept.number.filter(|_| !kept.zeroed)).collect();
-    Flat { chains, kept: kept.iter().map(|kept| kept.number).collect(), counted, zeroed }
+    Flat { chains, kept: kept.iter().map(|kept| kept.number).collect(), counted, zeroed, touched }
 }

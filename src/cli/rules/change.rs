@@ -47,7 +47,8 @@ Commands: -A -I -R -D -C -N -X -F -P -E -Z, and -S. They change the running rout
 brings back what the files say. To keep them: xrouter rules save > FILE. Many changes are faster done by one
 `xrouter rules restore --noflush`. Rules and what they have matched: xrouter rules stats.
 
-Exit codes: 0 done; 1 failed; 2 the line is wrong, or there is no such rule, and nothing was changed; 4 no daemon.")]
+Exit codes: 0 done; 1 there is no such rule or chain (-C, -D, ...), or it failed; 2 the line is wrong; 4 no daemon. But for 0
+nothing was changed.")]
 pub(in crate::cli) struct IptablesArgs {
     #[command(flatten)]
     daemon: DaemonArgs,
@@ -98,37 +99,99 @@ fn ask(client: &mut Client, wish: ChangeWish) -> Result<ChangeReport, Failure> {
 #[derive(Debug, PartialEq, Eq)]
 struct Command {
     table: TableName,
+    /// The command, its chain and number, then the rule.
     words: Vec<String>,
     verbose: bool,
     /// The daemon's control socket, where it is named among the words.
     control: Option<PathBuf>,
 }
 
-/// Takes out what is not of the line itself: `-t TABLE` and how to print and wait.
-fn command(words: &[String]) -> Result<Command, Failure> {
+/// Commands, and how many words of their own they may have.
+const COMMANDS: &[(&[&str], usize)] = &[
+    (&["-A", "--append"], 1),
+    (&["-I", "--insert"], 2),
+    (&["-R", "--replace"], 2),
+    (&["-D", "--delete"], 2),
+    (&["-C", "--check"], 1),
+    (&["-N", "--new-chain"], 1),
+    (&["-X", "--delete-chain"], 1),
+    (&["-F", "--flush"], 1),
+    (&["-P", "--policy"], 2),
+    (&["-E", "--rename-chain"], 2),
+    (&["-Z", "--zero"], 2),
+    (&["-S", "--list-rules"], 2),
+    (&["-L", "--list"], 2),
+];
+
+/// A word as the words that getopt makes of it: `-nvL` is `-n -v -L`, `-tmangle` is `-t mangle`.
+fn spelled_out(word: &str) -> Vec<String> {
+    let Some(letters) = word.strip_prefix('-').filter(|letters| letters.len() > 1 && !letters.starts_with('-')) else {
+        return vec![word.to_owned()];
+    };
+    let plain = letters.trim_start_matches(['n', 'v', 'x']);
+    let mut words: Vec<String> =
+        letters[..letters.len() - plain.len()].chars().map(|letter| format!("-{letter}")).collect();
+    match plain.split_at_checked(1) {
+        Some(("t", table)) if !table.is_empty() => words.extend(["-t".to_owned(), table.to_owned()]),
+        Some(("w", seconds)) if seconds.bytes().all(|byte| byte.is_ascii_digit()) => words.push("-w".to_owned()),
+        Some(_) => words.push(format!("-{plain}")),
+        None => {}
+    }
+    words
+}
+
+/// Takes out what is not of the line itself (`-t TABLE`, how to print and wait), and puts the command first.
+fn command(words: &[String], family: Family) -> Result<Command, Failure> {
     let mut command = Command { table: TableName::Filter, words: Vec::new(), verbose: false, control: None };
-    let mut words = words.iter().peekable();
+    let mut first: Option<usize> = None;
+    let mut own = 0;
+    // Words still to come that belong to the option before them, whatever they look like.
+    let mut held = 0;
+    let mut words = words.iter().flat_map(|word| spelled_out(word)).peekable();
     while let Some(word) = words.next() {
-        let table = match word.strip_prefix("--table=") {
-            Some(name) => Some(name.to_owned()),
-            None => matches!(word.as_str(), "-t" | "--table").then(|| words.next().cloned()).flatten(),
-        };
-        if let Some(name) = table {
-            let known = TableName::ALL.iter().find(|table| table.name() == name);
-            let unknown = || Failure::Usage(format!("-t {name}: no such table; there are {}", all_tables()));
-            command.table = *known.ok_or_else(unknown)?;
+        if held > 0 {
+            held -= 1;
+            command.words.push(word);
             continue;
         }
+        let named = word.strip_prefix("--table=").map(str::to_owned);
         match word.as_str() {
-            "--control" => command.control = words.next().map(PathBuf::from),
             "-v" | "--verbose" => command.verbose = true,
             // There is nobody to wait for, and nothing is ever looked up in the DNS.
             "-w" | "--wait" => drop(words.next_if(|word| word.bytes().all(|byte| byte.is_ascii_digit()))),
-            "-n" | "--numeric" if command.words.is_empty() => {}
-            _ => command.words.push(word.clone()),
+            "-n" | "--numeric" | "-x" | "--exact" | "--line-numbers" => {}
+            "-4" | "--ipv4" if family == Family::V4 => {}
+            "-6" | "--ipv6" if family == Family::V6 => {}
+            "--control" => command.control = words.next().map(PathBuf::from),
+            "-t" | "--table" => command.table = table(&words.next().unwrap_or_default())?,
+            _ if named.is_some() => command.table = table(&named.unwrap_or_default())?,
+            text => match COMMANDS.iter().find(|(names, _)| names.contains(&text)) {
+                Some((_, most)) if first.is_none() => {
+                    first = Some(command.words.len());
+                    command.words.push(word);
+                    while own < *most
+                        && let Some(more) = words.next_if(|word| !word.starts_with(['-', '!']))
+                    {
+                        command.words.push(more);
+                        own += 1;
+                    }
+                }
+                _ => {
+                    held = rules::option_arguments(text).unwrap_or(0);
+                    command.words.push(word);
+                }
+            },
         }
     }
+    if let Some(first) = first {
+        command.words[..=first + own].rotate_right(own + 1);
+    }
     Ok(command)
+}
+
+fn table(name: &str) -> Result<TableName, Failure> {
+    let known = TableName::ALL.iter().find(|table| table.name() == name);
+    known.copied().ok_or_else(|| Failure::Usage(format!("-t {name}: no such table; there are {}", all_tables())))
 }
 
 fn all_tables() -> String {
@@ -138,7 +201,7 @@ fn all_tables() -> String {
 /// `xrouter iptables` and `xrouter ip6tables`.
 pub(in crate::cli) fn iptables(args: &IptablesArgs, family: Family) -> Result<(), Failure> {
     let name = if family == Family::V4 { "iptables" } else { "ip6tables" };
-    let Command { table, words, verbose, control } = command(&args.words)?;
+    let Command { table, words, verbose, control } = command(&args.words, family)?;
     let control = control.as_ref().unwrap_or(&args.daemon.control);
     match words.first().map(String::as_str) {
         Some("-S" | "--list-rules") => return list(control, family, table, &words[1..], verbose),
@@ -164,23 +227,45 @@ pub(in crate::cli) fn iptables(args: &IptablesArgs, family: Family) -> Result<()
     }
 }
 
-/// `-S [CHAIN]`, of one table.
-fn list(control: &Path, family: Family, table: TableName, chain: &[String], counters: bool) -> Result<(), Failure> {
+/// `-S [CHAIN [NUMBER]]`, of one table.
+fn list(control: &Path, family: Family, table: TableName, which: &[String], counters: bool) -> Result<(), Failure> {
     let mut client = Client::connect(control)?;
     client.ask(&Request::Rules { family: super::live::number(family) })?;
     let Reply::Rules(text) = client.answer()? else { return Err(client.unexpected()) };
-    let chain = chain.first().map(String::as_str);
+    let chain = which.first().map(String::as_str);
+    let number = match which.get(1) {
+        None => None,
+        Some(word) => match word.parse::<usize>() {
+            Ok(number @ 1..) => Some(number),
+            _ => return Err(Failure::Usage(format!("-S: `{word}` is no rule's number; they begin at 1"))),
+        },
+    };
     let lines = commands(&text, table, chain, counters);
     match (lines.is_empty(), chain) {
         (true, Some(chain)) => Err(Failure::Running(format!("table {} has no chain {chain}", table.name()))),
-        _ => crate::cli::print(|out| lines.iter().try_for_each(|line| writeln!(out, "{line}"))),
+        _ => crate::cli::print(|out| {
+            let rule = |number| lines.iter().filter(|line| line.starts_with("-A ")).skip(number - 1).take(1);
+            match number {
+                None => lines.iter().try_for_each(|line| writeln!(out, "{line}")),
+                Some(number) => rule(number).try_for_each(|line| writeln!(out, "{line}")),
+            }
+        }),
     }
+}
+
+/// A table that no rule was loaded for, as `iptables-save -c` prints it.
+fn empty(table: TableName) -> String {
+    let chains = rules::BUILTIN.iter().filter(|(of, _)| *of == table);
+    chains.map(|(_, hook)| format!(":{} ACCEPT [0:0]\n", hook.chain_name())).collect()
 }
 
 /// The commands that make one table, or one chain of it, of what `iptables-save -c` prints.
 fn commands(text: &str, table: TableName, chain: Option<&str>, counters: bool) -> Vec<String> {
     let begin = format!("*{}", table.name());
-    let of_table = text.lines().skip_while(|line| *line != begin).skip(1).take_while(|line| *line != "COMMIT");
+    let empty = empty(table);
+    let lines = if text.lines().any(|line| line == begin) { text } else { &empty };
+    let of_table =
+        lines.lines().skip_while(|line| lines == text && *line != begin).take_while(|line| *line != "COMMIT");
     let counted = |counts: &str| {
         let counts = counts.trim_matches(['[', ']']).replace(':', " ");
         if counters { format!(" -c {counts}") } else { String::new() }
@@ -214,18 +299,27 @@ mod tests {
 
     #[test]
     fn the_table_is_taken_out_of_the_line() {
-        let read = |line: &str| command(&words(line)).expect("good words");
+        let read = |line: &str| command(&words(line), Family::V4).expect("good words");
         let plain = read("-A FORWARD -j DROP");
         assert_eq!((plain.table, plain.words, plain.verbose), (TableName::Filter, words("-A FORWARD -j DROP"), false));
         for line in [
             "-t mangle -w 5 -A FORWARD -j DROP",
             "-w -A FORWARD -j DROP --table=mangle",
             "-A FORWARD -t mangle -j DROP",
+            "-j DROP -tmangle -4 -w5 -A FORWARD",
         ] {
             let Command { table, words: rest, .. } = read(line);
             assert_eq!((table, rest), (TableName::Mangle, words("-A FORWARD -j DROP")), "{line}");
         }
-        let wrong = command(&words("-t mangel -F")).expect_err("no such table");
+        // Words of an option are its own, whatever they look like.
+        for line in ["-A a -m comment --comment -t -j b", "-A a -j LOG --log-prefix -w", "-A a --comment -v --syn -j b"]
+        {
+            assert_eq!(read(line).words, words(line));
+        }
+        assert_eq!(read("-s 5.5.5.5 -I FORWARD 2 -j DROP").words, words("-I FORWARD 2 -s 5.5.5.5 -j DROP"));
+        assert!(read("-nvS FORWARD").verbose && read("-nvS FORWARD").words == words("-S FORWARD"));
+        assert!(command(&words("-6 -F"), Family::V4).expect("taken").words == words("-F -6"), "told by the daemon");
+        let wrong = command(&words("-t mangel -F"), Family::V4).expect_err("no such table");
         assert!(wrong.message().contains("mangel") && wrong.message().contains("mangle"), "{wrong}");
     }
 
@@ -237,6 +331,9 @@ mod tests {
         assert_eq!(all, ["-P FORWARD DROP", "-N a", "-A FORWARD -p tcp -j a", "-A a -j DROP"]);
         let one = commands(text, TableName::Filter, Some("FORWARD"), true);
         assert_eq!(one, ["-P FORWARD DROP -c 5 300", "-A FORWARD -c 1 60 -p tcp -j a"]);
-        assert_eq!(commands(text, TableName::Mangle, None, false), [""; 0]);
+        assert_eq!(commands(text, TableName::Mangle, Some("nowhere"), false), [""; 0]);
+        // Not loaded yet, and there all the same.
+        assert_eq!(commands(text, TableName::Nat, Some("POSTROUTING"), true), ["-P POSTROUTING ACCEPT -c 0 0"]);
+        assert_eq!(commands(text, TableName::Raw, None, false), ["-P PREROUTING ACCEPT"]);
     }
 }
