@@ -244,6 +244,10 @@ fn a_running_routers_rules_change_line_by_line() {
         "{complaints}"
     );
     done(&["reload"]);
+    // Nothing of the host's is another by this.
+    done(&["iptables", "-Z"]);
+    done(&["iptables", "-P", "INPUT", "ACCEPT"]);
+    done(&["iptables", "-F", "OUTPUT"]);
     // A table that was not there, for the other IP version too.
     done(&["ip6tables", "-t", "raw", "-A", "PREROUTING", "-p", "udp", "-j", "CT", "--notrack"]);
     assert!(done(&["ip6tables", "-t", "raw", "-S"]).ends_with("-A PREROUTING -p udp -j CT --notrack\n"));
@@ -346,7 +350,21 @@ fn the_hosts_chains_follow_every_change_where_they_are_applied() {
     assert!(has(&change("iptables -P INPUT DROP"), ":INPUT DROP"));
     let saved = change("iptables -P INPUT ACCEPT");
     assert!(has(&saved, ":INPUT ACCEPT"), "{saved}");
-    // Nobody has spoken of OUTPUT.
+    // Nobody has spoken of OUTPUT, nor of INPUT's policy before.
     assert!(has(&saved, "-A OUTPUT -d 192.0.2.3/32 -j DROP"), "{saved}");
+    // A reload takes back what changes have said.
+    change("iptables -A INPUT -s 192.0.2.10 -j DROP");
+    assert!(has(&change("iptables -P OUTPUT DROP"), ":OUTPUT DROP"));
+    router.ask(&["reload"]);
+    let saved = must("iptables-save");
+    assert!(has(&saved, ":OUTPUT ACCEPT") && !saved.contains("192.0.2.10"), "{saved}");
+    assert!(has(&saved, "-A OUTPUT -d 192.0.2.3/32 -j DROP"), "its rules were not spoken of:\n{saved}");
+    // What the kernel has of its own stays with a flush of all chains, policies above all.
+    must("iptables -P INPUT DROP");
+    must("iptables -A INPUT -i lo -j ACCEPT");
+    let saved = change("iptables -F");
+    assert!(has(&saved, ":INPUT DROP") && has(&saved, "-A INPUT -i lo -j ACCEPT"), "{saved}");
+    let saved = change("iptables -A INPUT -s 192.0.2.11 -j ACCEPT");
+    assert!(has(&saved, ":INPUT DROP") && has(&saved, "-A INPUT -s 192.0.2.11/32 -j ACCEPT"), "{saved}");
     router.stop();
 }

@@ -337,7 +337,9 @@ fn build(
     // The interfaces cannot change, whatever the file says now.
     let names = Config { lan: before.config.lan.clone(), wan: before.config.wan.clone(), ..config.clone() };
     let sets = Arc::new(sources::sets(&config, before.rulesets[0].sets(), at, wish.styled)?);
-    let rulesets = sources::rulesets(&names, &sets, wish.styled)?.map(Arc::new);
+    let mut rulesets = sources::rulesets(&names, &sets, wish.styled)?;
+    rulesets.iter_mut().zip(&before.rulesets).for_each(|(new, old)| new.take_back_changes(old));
+    let rulesets = rulesets.map(Arc::new);
     let read = start.elapsed();
     let start = Instant::now();
     let pairs = [0, 1].map(|at| rules::unchanged(&before.rulesets[at], &rulesets[at]));

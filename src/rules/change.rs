@@ -7,7 +7,7 @@
 
 use super::diagnostic::{Diagnostics, Problem, Report, Span};
 use super::parse::{self, Base};
-use super::rule::{BUILTIN, BUILTIN_CHAINS, ChainIndex, PATH, Rule, Ruleset};
+use super::rule::{BUILTIN, ChainIndex, PATH, Rule, Ruleset, Spoken};
 use super::{check, set};
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct Changed {
     pub counted: Vec<Option<usize>>,
     /// Built-in chains whose policy's counters begin anew.
     pub zeroed: Vec<ChainIndex>,
-    /// Chains of the ruleset that lines of the text have changed.
+    /// Chains of the ruleset that have other rules or another policy now.
     pub touched: Vec<ChainIndex>,
 }
 
@@ -60,10 +60,6 @@ pub fn change(base: &Ruleset, name: &str, text: &str, flush: bool) -> Result<Cha
     let mut report = Report::after(base.places, name, text);
     let parsed = parse::parse(text, base.family, Some(Base { ruleset: base, flush }), &mut report);
     let flat = parsed.flat;
-    let mut spoken: Vec<ChainIndex> = flat.touched.iter().copied().filter(|&chain| chain < BUILTIN_CHAINS).collect();
-    spoken.extend(&base.spoken);
-    spoken.sort_unstable();
-    spoken.dedup();
     let mut ruleset = Ruleset {
         family: base.family,
         file: base.file.clone(),
@@ -76,7 +72,9 @@ pub fn change(base: &Ruleset, name: &str, text: &str, flush: bool) -> Result<Cha
         warnings: Diagnostics::default(),
         not_honoured: Diagnostics::default(),
         line_starts: base.line_starts.clone(),
-        spoken,
+        spoken: base.spoken.clone(),
+        spoken_by_changes: base.spoken_by_changes.and(&flat.spoken),
+        taken_back: Spoken::default(),
         file_end: base.file_end,
         places: base.places + text.len() + 1,
     };

@@ -3,7 +3,7 @@
 //! Forwarded packets never meet them, so they are not compiled; the kernel may be given them as they are. nat stays out: the
 //! kernel's translations are not the router's.
 
-use super::rule::{BUILTIN, ChainIndex, Hook, Policy, Ruleset, TableName};
+use super::rule::{BUILTIN, BUILTIN_CHAINS, ChainIndex, Hook, Policy, Ruleset, Spoken, TableName};
 use super::save::{push, rule_text};
 
 /// The label of a warning about a chain that is the host's and that the kernel could be given.
@@ -27,7 +27,8 @@ impl Ruleset {
     }
 
     /// INPUT and OUTPUT of each table that the file has, and the user chains that they lead to: text that puts them in place
-    /// of the kernel's and leaves its other chains alone. Empty when the file has no such table.
+    /// of the kernel's and leaves its other chains alone, and policies that nobody named. Empty when the file has no such
+    /// table.
     pub fn host_text(&self) -> String {
         let mut out = String::new();
         for table in self.host_tables() {
@@ -37,12 +38,14 @@ impl Ruleset {
     }
 
     fn host_table(&self, table: TableName, out: &mut String) {
-        // A chain that nobody speaks of stays as the kernel has it.
-        let own = |&(index, &(of, hook)): &(ChainIndex, &(TableName, Hook))| {
-            of == table && is_given(table, hook) && self.spoken.contains(&index)
-        };
-        let builtin: Vec<ChainIndex> = BUILTIN.iter().enumerate().filter(own).map(|(index, _)| index).collect();
+        // What nobody speaks of stays as the kernel has it.
+        let Spoken { rules, policies } = self.spoken.and(&self.spoken_by_changes).and(&self.taken_back);
+        let is_own = |index: ChainIndex| BUILTIN[index].0 == table && is_given(table, BUILTIN[index].1);
+        let builtin: Vec<ChainIndex> = rules.into_iter().filter(|&index| is_own(index)).collect();
         let mut chains: Vec<ChainIndex> = builtin.iter().flat_map(|&chain| self.reachable_from(chain)).collect();
+        // A built-in chain has a line of its own only for its policy.
+        chains.retain(|&index| index >= BUILTIN_CHAINS);
+        chains.extend(policies.into_iter().filter(|&index| is_own(index)));
         chains.sort_unstable();
         chains.dedup();
         push(out, format_args!("*{}\n", table.name()));
@@ -58,7 +61,8 @@ impl Ruleset {
         for &index in &builtin {
             push(out, format_args!("-F {}\n", self.chains[index].name));
         }
-        for chain in chains.iter().map(|&index| &self.chains[index]) {
+        let user = chains.iter().filter(|&&index| index >= BUILTIN_CHAINS);
+        for chain in builtin.iter().chain(user).map(|&index| &self.chains[index]) {
             for rule in &chain.rules {
                 push(out, format_args!("{}\n", rule_text(self.family, &chain.name, rule, &self.chains)));
             }

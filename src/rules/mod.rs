@@ -138,7 +138,6 @@ pub fn understand_with_sets(
 ) -> Result<Ruleset, Diagnostics> {
     let mut report = diagnostic::Report::new(file, text);
     let parsed = parse::parse(text, family, None, &mut report);
-    let spoken = parsed.flat.touched.into_iter().filter(|&chain| chain < BUILTIN_CHAINS).collect();
     let mut ruleset = Ruleset {
         family,
         file: file.to_owned(),
@@ -150,7 +149,9 @@ pub fn understand_with_sets(
         warnings: Diagnostics::default(),
         not_honoured: Diagnostics::default(),
         line_starts: text.match_indices('\n').map(|(at, _)| at + 1).collect(),
-        spoken,
+        spoken: parsed.flat.spoken,
+        spoken_by_changes: Spoken::default(),
+        taken_back: Spoken::default(),
         file_end: text.len() + 1,
         places: text.len() + 1,
     };

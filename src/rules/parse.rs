@@ -192,6 +192,9 @@ impl Parser<'_, '_> {
         };
         let policy = chain_policy(table.name, &name.text, builtin, &policy)?;
         table.set_policy(index, policy);
+        if !matches!(self.base, Some(Base { flush: false, .. })) {
+            table.mark_declared(index);
+        }
         if let Some(counters) = words.next() {
             check_counters(&counters)?;
         }

@@ -155,12 +155,39 @@ pub struct Ruleset {
     pub(super) not_honoured: Diagnostics,
     /// Where the second line of the file begins, the third, and so on.
     pub(super) line_starts: Vec<usize>,
-    /// The built-in chains that the file, or a change, has spoken of; the others are as they are without it.
-    pub(super) spoken: Vec<ChainIndex>,
+    /// Of which chains the file speaks; the host's others stay as the kernel has them.
+    pub(super) spoken: Spoken,
+    /// Of which chains changes have spoken since.
+    pub(super) spoken_by_changes: Spoken,
+    /// Of which chains changes to the rules before had spoken: these rules say it of them once more.
+    pub(super) taken_back: Spoken,
     /// Places ([`Rule::span`]) from here on are not in the file but in texts that changed it.
     pub(super) file_end: usize,
     /// Where the next such text's places begin.
     pub(super) places: usize,
+}
+
+/// Of what of chains something is said.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Spoken {
+    /// Chains of which it is said which rules they have.
+    pub(super) rules: Vec<ChainIndex>,
+    /// Chains of which it is said what policy they have.
+    pub(super) policies: Vec<ChainIndex>,
+}
+
+impl Spoken {
+    /// This and the other, of built-in chains.
+    pub(super) fn and(&self, other: &Spoken) -> Spoken {
+        let both = |these: &[ChainIndex], those: &[ChainIndex]| {
+            let mut all: Vec<ChainIndex> =
+                these.iter().chain(those).copied().filter(|&it| it < BUILTIN_CHAINS).collect();
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
+        Spoken { rules: both(&self.rules, &other.rules), policies: both(&self.policies, &other.policies) }
+    }
 }
 
 impl PartialEq for Ruleset {
@@ -172,6 +199,11 @@ impl PartialEq for Ruleset {
 impl Eq for Ruleset {}
 
 impl Ruleset {
+    /// Takes the place of `before`: what changes have said of the host's chains since those rules were read is taken back.
+    pub fn take_back_changes(&mut self, before: &Ruleset) {
+        self.taken_back = before.spoken_by_changes.clone();
+    }
+
     /// The sets that rules may name.
     pub fn sets(&self) -> &Arc<SetTable> {
         &self.sets

@@ -2,7 +2,7 @@
 //! declaration; [`flatten`] makes one list of all tables' chains, as [`super::Ruleset::chains`] has them.
 
 use super::diagnostic::Span;
-use super::rule::{BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, Hook, Policy, Rule, Ruleset, TableName};
+use super::rule::{BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, Hook, Policy, Rule, Ruleset, Spoken, TableName};
 use super::targets::Target;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,6 +16,21 @@ struct Kept {
     zeroed: bool,
 }
 
+/// What lines have said of a chain.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    /// Its policy's counters begin anew.
+    zeroed: bool,
+    /// It has other rules.
+    rules: bool,
+    /// It is declared, so that it has these rules and no others.
+    declared: bool,
+    /// Its policy was named.
+    policy: bool,
+    /// It has another policy.
+    other_policy: bool,
+}
+
 /// All tables' chains as one list, as in [`super::Ruleset::chains`]. See [`flatten`].
 #[derive(Debug)]
 pub(super) struct Flat {
@@ -26,8 +41,10 @@ pub(super) struct Flat {
     pub(super) counted: Vec<Option<usize>>,
     /// Chains whose policy's counters begin anew.
     pub(super) zeroed: Vec<ChainIndex>,
-    /// Chains that lines have changed.
+    /// Chains that have other rules or another policy.
     pub(super) touched: Vec<ChainIndex>,
+    /// What lines have spoken of.
+    pub(super) spoken: Spoken,
 }
 
 /// See the module's head.
@@ -42,10 +59,8 @@ pub(super) struct Table {
     pub(super) chains: Vec<Chain>,
     /// By chain and rule.
     kept: Vec<Vec<Kept>>,
-    /// By chain: its policy's counters begin anew.
-    zeroed: Vec<bool>,
-    /// By chain: a line has changed it.
-    touched: Vec<bool>,
+    /// By chain.
+    marks: Vec<Mark>,
 }
 
 /// Places in [`BUILTIN`] of a table's built-in chains, in its order.
@@ -64,8 +79,8 @@ impl Table {
             builtin_of(name).map(|(_, hook)| blank_chain(hook.chain_name(), name, accept)).collect();
         let names: Vec<String> = chains.iter().map(|chain| chain.name.clone()).collect();
         let places = names.iter().cloned().zip(0..).collect();
-        let (kept, none) = (vec![Vec::new(); chains.len()], vec![false; chains.len()]);
-        Table { name, span, builtin: chains.len(), names, places, chains, kept, zeroed: none.clone(), touched: none }
+        let (kept, marks) = (vec![Vec::new(); chains.len()], vec![Mark::default(); chains.len()]);
+        Table { name, span, builtin: chains.len(), names, places, chains, kept, marks }
     }
 
     /// As it is in `ruleset`, to be changed.
@@ -76,7 +91,7 @@ impl Table {
         for (index, chain) in ruleset.chains_of(name) {
             let place = table.find(&chain.name).unwrap_or_else(|| table.declare(&chain.name));
             table.chains[place] = chain.clone();
-            table.touched[place] = false;
+            table.marks[place] = Mark::default();
             let numbers = (first[index]..).take(chain.rules.len());
             table.kept[place] = numbers.map(|number| Kept { number: Some(number), zeroed: false }).collect();
             places.insert(index, place);
@@ -96,43 +111,50 @@ impl Table {
 
     /// Rules at the chain's end.
     pub(super) fn append(&mut self, chain: usize, rules: Vec<Rule>) {
-        self.touched[chain] = true;
+        self.marks[chain].rules = true;
         self.kept[chain].extend(rules.iter().map(|_| Kept::default()));
         self.chains[chain].rules.extend(rules.into_iter().map(Arc::new));
     }
 
     /// A rule before the one at `place`.
     pub(super) fn insert(&mut self, chain: usize, place: usize, rule: Rule) {
-        self.touched[chain] = true;
+        self.marks[chain].rules = true;
         self.kept[chain].insert(place, Kept::default());
         self.chains[chain].rules.insert(place, Arc::new(rule));
     }
 
     /// Another rule instead of the one at `place`.
     pub(super) fn replace(&mut self, chain: usize, place: usize, rule: Rule) {
-        self.touched[chain] = true;
+        self.marks[chain].rules = true;
         self.kept[chain][place] = Kept::default();
         self.chains[chain].rules[place] = Arc::new(rule);
     }
 
     /// The rule at `place` goes.
     pub(super) fn delete(&mut self, chain: usize, place: usize) {
-        self.touched[chain] = true;
+        self.marks[chain].rules = true;
         self.kept[chain].remove(place);
         self.chains[chain].rules.remove(place);
     }
 
     /// The chain's rules go.
     pub(super) fn flush(&mut self, chain: usize) {
-        self.touched[chain] = true;
+        self.marks[chain].rules |= !self.chains[chain].rules.is_empty();
         self.kept[chain].clear();
         self.chains[chain].rules.clear();
     }
 
     /// What becomes of packets that no rule decides.
     pub(super) fn set_policy(&mut self, chain: usize, policy: Option<Policy>) {
-        self.touched[chain] = true;
+        let is_other = self.chains[chain].policy != policy;
+        let mark = &mut self.marks[chain];
+        (mark.policy, mark.other_policy) = (true, mark.other_policy | is_other);
         self.chains[chain].policy = policy;
+    }
+
+    /// The chain has the rules that follow, and no others.
+    pub(super) fn mark_declared(&mut self, chain: usize) {
+        self.marks[chain].declared = true;
     }
 
     /// Counters begin anew: of one rule, or of the chain and its policy.
@@ -141,7 +163,7 @@ impl Table {
         match place {
             Some(place) => rules[place].zeroed = true,
             None => {
-                self.zeroed[chain] = true;
+                self.marks[chain].zeroed = true;
                 rules.iter_mut().for_each(|kept| kept.zeroed = true);
             }
         }
@@ -176,8 +198,7 @@ impl Table {
         self.names.push(name.to_owned());
         self.chains.push(blank_chain(name, self.name, None));
         self.kept.push(Vec::new());
-        self.zeroed.push(false);
-        self.touched.push(true);
+        self.marks.push(Mark { rules: true, ..Mark::default() });
         self.names.len() - 1
     }
 
@@ -192,8 +213,7 @@ impl Table {
         self.names.remove(index);
         self.chains.remove(index);
         self.kept.remove(index);
-        self.zeroed.remove(index);
-        self.touched.remove(index);
+        self.marks.remove(index);
         self.places = self.names.iter().cloned().zip(0..).collect();
         self.retarget(|chain| if chain > index { chain - 1 } else { chain });
     }
@@ -221,7 +241,7 @@ pub(super) fn flatten(tables: Vec<Table>) -> Flat {
     user.sort();
     chains.extend(user.iter().map(|(table, name)| blank_chain(name, *table, None)));
     let mut kept = vec![Vec::new(); chains.len()];
-    let (mut zeroed, mut touched) = (Vec::new(), Vec::new());
+    let (mut zeroed, mut touched, mut spoken) = (Vec::new(), Vec::new(), Spoken::default());
     for mut table in tables {
         let builtin: Vec<ChainIndex> = builtin_of(table.name).map(|(index, _)| index).collect();
         let of_user = table.names[table.builtin..].iter().map(|name| {
@@ -230,16 +250,18 @@ pub(super) fn flatten(tables: Vec<Table>) -> Flat {
         });
         let places: Vec<ChainIndex> = builtin.into_iter().chain(of_user).collect();
         table.retarget(|chain| places[chain]);
-        let those = |which: &[bool]| -> Vec<ChainIndex> {
-            places.iter().zip(which).filter(|(_, is_so)| **is_so).map(|(&place, _)| place).collect()
+        let those = |is_so: &dyn Fn(&Mark) -> bool| -> Vec<ChainIndex> {
+            places.iter().zip(&table.marks).filter(|(_, mark)| is_so(mark)).map(|(&place, _)| place).collect()
         };
-        zeroed.extend(those(&table.zeroed));
-        touched.extend(those(&table.touched));
+        zeroed.extend(those(&|mark| mark.zeroed));
+        touched.extend(those(&|mark| mark.rules || mark.other_policy));
+        spoken.rules.extend(those(&|mark| mark.rules || mark.declared));
+        spoken.policies.extend(those(&|mark| mark.policy));
         for ((chain, of_chain), &place) in table.chains.into_iter().zip(table.kept).zip(&places) {
             (chains[place], kept[place]) = (chain, of_chain);
         }
     }
     let kept = kept.concat();
     let counted = kept.iter().map(|kept| kept.number.filter(|_| !kept.zeroed)).collect();
-    Flat { chains, kept: kept.iter().map(|kept| kept.number).collect(), counted, zeroed, touched }
+    Flat { chains, kept: kept.iter().map(|kept| kept.number).collect(), counted, zeroed, touched, spoken }
 }

@@ -1,6 +1,7 @@
 //! `xrouter rules restore [FILE]`, `xrouter iptables ...` and `xrouter ip6tables ...`: the running daemon's rules changed as
 //! `iptables-restore` and `iptables` change the kernel's.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -128,14 +129,15 @@ fn spelled_out(word: &str) -> Vec<String> {
     let Some(letters) = word.strip_prefix('-').filter(|letters| letters.len() > 1 && !letters.starts_with('-')) else {
         return vec![word.to_owned()];
     };
-    let plain = letters.trim_start_matches(['n', 'v', 'x']);
+    let rest = letters.trim_start_matches(['n', 'v', 'x']);
     let mut words: Vec<String> =
-        letters[..letters.len() - plain.len()].chars().map(|letter| format!("-{letter}")).collect();
-    match plain.split_at_checked(1) {
-        Some(("t", table)) if !table.is_empty() => words.extend(["-t".to_owned(), table.to_owned()]),
-        Some(("w", seconds)) if seconds.bytes().all(|byte| byte.is_ascii_digit()) => words.push("-w".to_owned()),
-        Some(_) => words.push(format!("-{plain}")),
-        None => {}
+        letters[..letters.len() - rest.len()].chars().map(|letter| format!("-{letter}")).collect();
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    match (rest.strip_prefix('t'), rest.strip_prefix('w')) {
+        _ if rest.is_empty() => {}
+        (Some(table), _) if !table.is_empty() => words.extend(["-t".to_owned(), table.to_owned()]),
+        (_, Some(seconds)) if is_number(seconds) => words.push("-w".to_owned()),
+        _ => words.push(format!("-{rest}")),
     }
     words
 }
@@ -147,30 +149,35 @@ fn command(words: &[String], family: Family) -> Result<Command, Failure> {
     let mut own = 0;
     // Words still to come that belong to the option before them, whatever they look like.
     let mut held = 0;
-    let mut words = words.iter().flat_map(|word| spelled_out(word)).peekable();
-    while let Some(word) = words.next() {
+    let mut words: VecDeque<String> = words.iter().cloned().collect();
+    while let Some(word) = words.pop_front() {
         if held > 0 {
             held -= 1;
             command.words.push(word);
             continue;
         }
+        let mut pieces = spelled_out(&word).into_iter();
+        let word = pieces.next().unwrap_or_default();
+        pieces.rev().for_each(|piece| words.push_front(piece));
         let named = word.strip_prefix("--table=").map(str::to_owned);
         match word.as_str() {
             "-v" | "--verbose" => command.verbose = true,
             // There is nobody to wait for, and nothing is ever looked up in the DNS.
-            "-w" | "--wait" => drop(words.next_if(|word| word.bytes().all(|byte| byte.is_ascii_digit()))),
+            "-w" | "--wait" => {
+                next_if(&mut words, |word| word.bytes().all(|byte| byte.is_ascii_digit()));
+            }
             "-n" | "--numeric" | "-x" | "--exact" | "--line-numbers" => {}
             "-4" | "--ipv4" if family == Family::V4 => {}
             "-6" | "--ipv6" if family == Family::V6 => {}
-            "--control" => command.control = words.next().map(PathBuf::from),
-            "-t" | "--table" => command.table = table(&words.next().unwrap_or_default())?,
+            "--control" => command.control = words.pop_front().map(PathBuf::from),
+            "-t" | "--table" => command.table = table(&words.pop_front().unwrap_or_default())?,
             _ if named.is_some() => command.table = table(&named.unwrap_or_default())?,
             text => match COMMANDS.iter().find(|(names, _)| names.contains(&text)) {
                 Some((_, most)) if first.is_none() => {
                     first = Some(command.words.len());
                     command.words.push(word);
                     while own < *most
-                        && let Some(more) = words.next_if(|word| !word.starts_with(['-', '!']))
+                        && let Some(more) = next_if(&mut words, |word| !word.starts_with(['-', '!']))
                     {
                         command.words.push(more);
                         own += 1;
@@ -187,6 +194,11 @@ fn command(words: &[String], family: Family) -> Result<Command, Failure> {
         command.words[..=first + own].rotate_right(own + 1);
     }
     Ok(command)
+}
+
+/// The next word, if it is such a one.
+fn next_if(words: &mut VecDeque<String>, is_it: impl Fn(&str) -> bool) -> Option<String> {
+    words.front().is_some_and(|word| is_it(word)).then(|| words.pop_front()).flatten()
 }
 
 fn table(name: &str) -> Result<TableName, Failure> {
@@ -316,6 +328,11 @@ mod tests {
         {
             assert_eq!(read(line).words, words(line));
         }
+        for word in ["-not for guests", "-nv", "-t: ", "-é", "-w5"] {
+            let line: Vec<String> = ["-A", "a", "--comment", word, "-j", "DROP"].map(str::to_owned).to_vec();
+            assert_eq!(command(&line, Family::V4).expect("good words").words, line);
+        }
+        assert_eq!(read("-A a -é -j DROP").words, words("-A a -é -j DROP"), "for the daemon to refuse");
         assert_eq!(read("-s 5.5.5.5 -I FORWARD 2 -j DROP").words, words("-I FORWARD 2 -s 5.5.5.5 -j DROP"));
         assert!(read("-nvS FORWARD").verbose && read("-nvS FORWARD").words == words("-S FORWARD"));
         assert!(command(&words("-6 -F"), Family::V4).expect("taken").words == words("-F -6"), "told by the daemon");
