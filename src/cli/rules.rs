@@ -49,11 +49,13 @@ Exit codes: 0 the rules can be used; 2 they cannot, and every bad line is shown.
   -I FORWARD 1 -s 192.0.2.1 -j DROP
   COMMIT' | xrouter rules restore --noflush
 
-All lines come into force at once, or none. The tables in the file are replaced, and others stay; with --noflush its lines are
-done to the rules there are. Connections stay, and are judged by the new rules packet by packet. The files
-that the daemon was started with know nothing of it: `xrouter reload` brings their rules back.
+All lines come into force at once, or none. The tables in the file are replaced, and others stay;
+with --noflush its lines are done to the rules there are. Connections stay, and are judged by the
+new rules packet by packet. The files that the daemon was started with know nothing of it:
+`xrouter reload` brings their rules back.
 
-Exit codes: 0 done; 1 failed; 2 the file is wrong, and nothing was changed; 4 no daemon.")]
+Exit codes: 0 done; 1 there is no such rule or chain, or it failed; 2 the file is wrong; 4 no
+daemon. But for 0 nothing was changed.")]
     Restore(change::RestoreArgs),
     /// Print the policy that applies without a rules file
     Default(DefaultArgs),

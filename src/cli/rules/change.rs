@@ -44,12 +44,13 @@ pub(super) struct RestoreArgs {
   xrouter iptables -D FORWARD -s 192.0.2.1 -j DROP
   xrouter iptables -S FORWARD
 
-Commands: -A -I -R -D -C -N -X -F -P -E -Z, and -S. They change the running router's rules and no file: the next reload
-brings back what the files say. To keep them: xrouter rules save > FILE. Many changes are faster done by one
-`xrouter rules restore --noflush`. Rules and what they have matched: xrouter rules stats.
+Commands: -A -I -R -D -C -N -X -F -P -E -Z, and -S. They change the running router's rules and no
+file: the next reload brings back what the files say. To keep them: xrouter rules save > FILE.
+Many changes are faster done by one `xrouter rules restore --noflush`. Rules and what they have
+matched: xrouter rules stats.
 
-Exit codes: 0 done; 1 there is no such rule or chain (-C, -D, ...), or it failed; 2 the line is wrong; 4 no daemon. But for 0
-nothing was changed.")]
+Exit codes: 0 done; 1 there is no such rule or chain (-C, -D, ...), or it failed; 2 the line is
+wrong; 4 no daemon. But for 0 nothing was changed.")]
 pub(in crate::cli) struct IptablesArgs {
     #[command(flatten)]
     daemon: DaemonArgs,
