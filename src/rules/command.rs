@@ -41,7 +41,7 @@ pub(super) fn run(line: &Line<'_>, table: &mut Table, report: &mut Report<'_>) -
         "-D" | "--delete" => line.delete(table, report),
         "-C" | "--check" => {
             let (chain, options) = line.chain(table)?;
-            let rules = line.wanted(table, chain, options, report)?;
+            let (rules, _) = line.wanted(table, chain, options, report)?;
             rules.iter().try_for_each(|rule| line.place_of(table, chain, rule).map(|_| ()))
         }
         "-N" | "--new-chain" => line.new_chain(table),
@@ -77,6 +77,7 @@ impl<'a> Line<'a> {
         Ok((index, options))
     }
 
+    /// The rules that a line brings.
     fn rules(
         &self,
         table: &Table,
@@ -84,31 +85,25 @@ impl<'a> Line<'a> {
         options: &[Token],
         report: &mut Report<'_>,
     ) -> Result<Vec<Rule>, Problem> {
-        let scope = Scope { family: self.family, table, hook: table.hook(chain) };
-        let span = Span::new(self.command.span.start, self.end);
-        match read_rule(&scope, options, span, report) {
-            // Whether that matters depends on which packets come to it: known when the whole file is read.
-            Err(problem) if problem.is_refusal => {
-                report.not_honoured(problem);
-                Ok(vec![opaque(options, table, span)])
-            }
-            other => other,
-        }
+        let (rules, cannot) = self.wanted(table, chain, options, report)?;
+        // Whether that matters depends on which packets come to it: known when the whole file is read.
+        cannot.into_iter().for_each(|problem| report.not_honoured(problem));
+        Ok(rules)
     }
 
-    /// The rules that a line looks for. Those that are there as text are found by their text.
+    /// The rules that a line names, and why they cannot be done, if so: then there is one, as its text.
     fn wanted(
         &self,
         table: &Table,
         chain: usize,
         options: &[Token],
         report: &mut Report<'_>,
-    ) -> Result<Vec<Rule>, Problem> {
+    ) -> Result<(Vec<Rule>, Option<Problem>), Problem> {
         let scope = Scope { family: self.family, table, hook: table.hook(chain) };
         let span = Span::new(self.command.span.start, self.end);
         match read_rule(&scope, options, span, report) {
-            Err(problem) if problem.is_refusal => Ok(vec![opaque(options, table, span)]),
-            other => other,
+            Err(problem) if problem.is_refusal => Ok((vec![opaque(options, table, span)], Some(problem))),
+            other => other.map(|rules| (rules, None)),
         }
     }
 
@@ -160,7 +155,7 @@ impl<'a> Line<'a> {
             table.delete(chain, number - 1);
             return Ok(());
         }
-        for rule in self.wanted(table, chain, options, report)? {
+        for rule in self.wanted(table, chain, options, report)?.0 {
             let place = self.place_of(table, chain, &rule)?;
             table.delete(chain, place);
         }
