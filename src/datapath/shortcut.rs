@@ -10,7 +10,8 @@
 //!
 //! Measured (callgrind, one established UDP flow under the default policy): 1820 instructions a packet before, about 1100
 //! with it and with the changes to parsing and lookup of the same day (`bench/record/2026-11-21-shortcuts-and-table.md`);
-//! 808 since (`bench/record/2026-11-21-known-connections.md`).
+//! 808 since (`bench/record/2026-11-21-known-connections.md`), 847 now that TCP flags and marks are compared and new flows
+//! looked for (`bench/record/2026-11-21-rules.md`).
 //!
 //! Life cycle: shortcuts hold for one generation of [`Policy`] and one number of [`Routing::ways`]; when either changes all are
 //! forgotten at once, by moving on to numbers never used before, so nobody has to visit the connections. [`Traces`] live as long

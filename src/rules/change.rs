@@ -7,7 +7,7 @@
 
 use super::diagnostic::{Diagnostics, Problem, Report, Span};
 use super::parse::{self, Base};
-use super::rule::{BUILTIN, ChainIndex, PATH, Rule, Ruleset, Spoken};
+use super::rule::{BUILTIN_CHAINS, ChainIndex, PATH, Rule, Ruleset, Spoken};
 use super::{check, set};
 use std::sync::Arc;
 
@@ -29,11 +29,8 @@ pub struct Changed {
 impl Changed {
     /// Names of the chains that were changed and that no forwarded packet comes to: they are the host's.
     pub fn of_the_host(&self) -> Vec<&str> {
-        let mut reached = vec![false; self.ruleset.chains.len()];
-        PATH.iter().flat_map(|&chain| self.ruleset.reachable_from(chain)).for_each(|chain| reached[chain] = true);
-        let host = BUILTIN.iter().enumerate().filter(|(chain, _)| !PATH.contains(chain));
-        let mut met = vec![false; self.ruleset.chains.len()];
-        host.flat_map(|(chain, _)| self.ruleset.reachable_from(chain)).for_each(|chain| met[chain] = true);
+        let reached = self.ruleset.reached_from(PATH);
+        let met = self.ruleset.reached_from((0..BUILTIN_CHAINS).filter(|chain| !PATH.contains(chain)));
         let theirs = self.touched.iter().filter(|&&chain| met[chain] && !reached[chain]);
         theirs.map(|&chain| self.ruleset.chains[chain].name.as_str()).collect()
     }
@@ -95,11 +92,9 @@ pub fn change(base: &Ruleset, name: &str, text: &str, flush: bool) -> Result<Cha
 
 /// Refuses to lead forwarded packets to rules that were only kept as text, since they were the host's.
 fn check_opaque(ruleset: &Ruleset, places: usize, report: &mut Report<'_>) {
-    let mut reached: Vec<usize> = PATH.iter().flat_map(|&chain| ruleset.reachable_from(chain)).collect();
-    reached.sort_unstable();
-    reached.dedup();
-    for &index in &reached {
-        let chain = &ruleset.chains[index];
+    let reached = ruleset.reached_from(PATH);
+    let chains = || ruleset.chains.iter().enumerate().filter(|&(index, _)| reached[index]);
+    for (index, chain) in chains() {
         for rule in chain.rules.iter().filter(|rule| rule.span.start < places) {
             let Some(words) = &rule.opaque else { continue };
             let message = format!(
@@ -110,7 +105,7 @@ fn check_opaque(ruleset: &Ruleset, places: usize, report: &mut Report<'_>) {
                 rule.span.start >= places
                     && rule.target.chain().is_some_and(|to| ruleset.reachable_from(to).contains(&index))
             };
-            let way = reached.iter().flat_map(|&chain| &ruleset.chains[chain].rules).find(leads);
+            let way = chains().flat_map(|(_, chain)| &chain.rules).find(leads);
             let span = way.map_or(Span::default(), |rule| rule.target_span);
             report.error(Problem::new(span, message, format!("leads to `-A {} {words}`", chain.name)));
         }

@@ -149,10 +149,7 @@ fn hook_names(bits: u8) -> String {
 
 /// Places of the rules that no forwarded packet comes to.
 pub(super) fn rules_of_the_host(ruleset: &Ruleset) -> Vec<Span> {
-    let mut reached = vec![false; ruleset.chains.len()];
-    for chain in PATH.iter().flat_map(|&chain| ruleset.reachable_from(chain)) {
-        reached[chain] = true;
-    }
+    let reached = ruleset.reached_from(PATH);
     let chains = ruleset.chains.iter().zip(&reached).filter(|(_, reached)| !**reached);
     chains.flat_map(|(chain, _)| chain.rules.iter().map(|rule| rule.span)).collect()
 }

@@ -267,6 +267,13 @@ impl Ruleset {
         self.chains.iter().flat_map(|chain| &chain.rules).any(|rule| rule.wants_accounting())
     }
 
+    /// By chain: whether a packet that enters one of these can come to it.
+    pub(super) fn reached_from(&self, entries: impl IntoIterator<Item = ChainIndex>) -> Vec<bool> {
+        let mut reached = vec![false; self.chains.len()];
+        entries.into_iter().flat_map(|entry| self.reachable_from(entry)).for_each(|chain| reached[chain] = true);
+        reached
+    }
+
     /// Chains that a packet entering `from` can reach, `from` first, in order of discovery.
     pub fn reachable_from(&self, from: ChainIndex) -> Vec<ChainIndex> {
         let mut found = vec![from];

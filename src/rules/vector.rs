@@ -227,7 +227,7 @@ impl RuleVector {
         }
     }
 
-    /// The same, and `trace` tells what it rests on, together with what it has told of chains before.
+    /// As [`RuleVector::evaluate`], and `trace` tells what the word rests on, together with what it has told of chains before.
     ///
     /// # Panics
     /// As [`RuleVector::evaluate`].
