@@ -20,6 +20,8 @@ pub mod conntrack;
 
 pub mod rules;
 
+pub mod nat;
+
 pub mod route;
 
 pub mod reply;

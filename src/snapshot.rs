@@ -23,10 +23,12 @@ use crate::wire::{Addr, Family, Mac};
 pub struct Policy {
     /// Larger than that of every earlier value; never 0.
     pub generation: u64,
-    /// filter FORWARD for IPv4.
+    /// The chains of a forwarded packet, for IPv4.
     pub v4: RuleVector,
-    /// filter FORWARD for IPv6.
+    /// The chains of a forwarded packet, for IPv6.
     pub v6: RuleVector,
+    /// The kernel has the same nat table, and translates what is for the host.
+    pub host_nat: bool,
 }
 
 /// Reverse path filter of a port: the larger of `conf.all.rp_filter` and `conf.PORT.rp_filter`.
@@ -150,7 +152,9 @@ impl Routing {
     /// (`fib_result_prefsrc`, `ip6_route_get_saddr`). None when no route leads there through a port.
     pub fn source_for(&self, family: Family, dst: Addr) -> Option<Addr> {
         let (route, preferred) = self.tables.lookup_with_source(family, Addr::ZERO, dst);
-        let Route::Forward { port, gateway, .. } = route else { return preferred };
+        let Route::Forward { port, gateway, .. } = route else {
+            return preferred.or_else(|| (route == Route::Local).then_some(dst));
+        };
         preferred.or_else(|| match family {
             Family::V4 => select_v4(&self.addresses, self.port(port).ifindex, gateway),
             Family::V6 => select_v6(&self.addresses, self.port(port).ifindex, dst),

@@ -70,6 +70,18 @@ drop_reasons! {
     ConntrackFull = "conntrack_full",
     /// New connection whose tuple was taken before it was confirmed.
     ConntrackClash = "conntrack_clash",
+    /// New connection for which address translation found no port or address that is free.
+    NatExhausted = "nat_exhausted",
+    /// MASQUERADE on a port that has no address.
+    NatNoAddress = "nat_no_address",
+    /// Packet of a masqueraded connection that would leave by another port than the one it was masqueraded on.
+    MasqueradeMoved = "masquerade_moved",
+    /// ICMP redirect about a translated connection: what it says holds for the other addresses.
+    NatRedirect = "nat_redirect",
+    /// Packet of a translated connection, or ICMP error about one, with a header that is cut short or wrong.
+    NatMalformed = "nat_malformed",
+    /// Redirected or translated to the host itself, whose own rules are not applied (`--host-chains apply`).
+    NatToHost = "nat_to_host",
     /// No route to the destination (answered with network unreachable).
     NoRoute = "no_route",
     /// Route of type unreachable (answered with host unreachable).

@@ -9,14 +9,16 @@
 //! CONFIRMED set, both keys findable), *expired* when `expires` has passed (no lookup matches it any more), *free* once
 //! removed. While prepared, `expires` holds the timeout itself and starts to count when the record is confirmed.
 //!
-//! Only the original tuple is stored: the reply tuple is its inverse. `nat` is reserved for the number of a record that
-//! says otherwise.
+//! Both tuples are stored, since address translation makes the reply's another than the original's inverse: those of IPv4
+//! whole in the line. Of IPv6 the reply's addresses lie in one more array, which is used only where they are translated
+//! (SRC_NAT, DST_NAT); its ports are in the line.
 
 use super::list::StateView;
 use super::sctp::SctpState;
 use super::tcp::{TcpRecord, TcpState};
 use super::template::{Zone, ZoneDirection};
 use super::tuple::{CtStatus, Direction, Tuple};
+use crate::device::PortId;
 use crate::time::Instant;
 use crate::wire::{Addr, Family, proto};
 
@@ -49,7 +51,7 @@ pub struct Conn {
     pub(super) dport: u16,
     pub(super) zone: u16,
     pub(super) proto: u8,
-    /// [`Conn::COUNTED`], [`Conn::FIXED_TIMEOUT`], [`Conn::CHANGED`], [`Conn::MOVED`], [`Conn::V6`].
+    /// [`Conn::COUNTED`], [`Conn::FIXED_TIMEOUT`], [`Conn::CHANGED`], [`Conn::MOVED`], [`Conn::MASQUERADED`], [`Conn::V6`].
     pub(super) flags: u8,
     pub(super) expires: Instant,
     pub(super) status: CtStatus,
@@ -64,8 +66,11 @@ pub struct Conn {
     pub(super) words: [u32; 2],
     /// Next record in the same wheel slot; [`UNLINKED`] when in none.
     pub(super) link: u32,
-    /// Reserved: number of the NAT record. While the record is free: the next free record.
-    pub(super) nat: u32,
+    /// Addresses of the reply tuple; 0 for IPv6. While the record is free, `reply_src` is the next free record.
+    pub(super) reply_src: u32,
+    pub(super) reply_dst: u32,
+    pub(super) reply_sport: u16,
+    pub(super) reply_dport: u16,
 }
 
 impl Conn {
@@ -81,6 +86,8 @@ impl Conn {
     const ZONE_ORIGINAL: u8 = 0x10;
     /// Its zone is that of the reply tuple only.
     const ZONE_REPLY: u8 = 0x20;
+    /// Its source became the address of the interface it leaves by (MASQUERADE); which one lies beside.
+    pub(super) const MASQUERADED: u8 = 0x40;
     /// It is of IPv6.
     const V6: u8 = 0x80;
 
@@ -101,10 +108,13 @@ impl Conn {
         shortcut: [0; 2],
         words: [0; 2],
         link: UNLINKED,
-        nat: END,
+        reply_src: 0,
+        reply_dst: 0,
+        reply_sport: 0,
+        reply_dport: 0,
     };
 
-    /// The record of a connection that starts with `tuple`, in `zone`.
+    /// The record of a connection that starts with `tuple`, in `zone`, without a reply tuple yet.
     fn new(tuple: &Tuple, zone: Zone) -> Conn {
         let Tuple { sport, dport, proto, .. } = *tuple;
         let side = match zone.direction {
@@ -142,22 +152,34 @@ impl Conn {
         self.proto
     }
 
-    /// The tuple of one direction. `v6` gives the original source and destination of a connection over IPv6, and is asked
-    /// for no other.
+    /// Makes `reply` the reply tuple; the addresses of IPv6 are the caller's to keep.
+    fn set_reply(&mut self, reply: &Tuple) {
+        (self.reply_sport, self.reply_dport) = (reply.sport, reply.dport);
+        if reply.family == Family::V4 {
+            (self.reply_src, self.reply_dst) = (reply.src.v4_bits(), reply.dst.v4_bits());
+        }
+    }
+
+    /// The tuple of one direction. `v6` gives that direction's source and destination of a connection over IPv6, and is
+    /// asked for no other.
     #[inline]
     pub(super) fn tuple(&self, direction: Direction, v6: impl FnOnce() -> [Addr; 2]) -> Tuple {
         let family = self.family();
+        let (v4, sport, dport) = match direction {
+            Direction::Original => ([self.src, self.dst], self.sport, self.dport),
+            Direction::Reply => ([self.reply_src, self.reply_dst], self.reply_sport, self.reply_dport),
+        };
         let [src, dst] = match family {
-            Family::V4 => [Addr::from_v4(self.src), Addr::from_v4(self.dst)],
+            Family::V4 => v4.map(Addr::from_v4),
             Family::V6 => v6(),
         };
-        let Conn { sport, dport, proto, .. } = *self;
-        let original = Tuple { src, dst, sport, dport, proto, family, zone: self.zone().of(direction) };
-        match direction {
-            Direction::Original => original,
-            // Only invertible tuples become connections.
-            Direction::Reply => original.inverse().unwrap_or(original),
-        }
+        Tuple { src, dst, sport, dport, proto: self.proto, family, zone: self.zone().of(direction) }
+    }
+
+    /// Whether one of its addresses or ports is translated.
+    #[inline(always)]
+    pub fn is_translated(&self) -> bool {
+        self.status.any(CtStatus::NAT)
     }
 
     /// Whether `tuple`, one of TCP or UDP over IPv4, is that of `direction`; `None` for any other, and for a connection
@@ -169,10 +191,9 @@ impl Conn {
         if one_sided || tuple.family != Family::V4 || !matches!(tuple.proto, proto::TCP | proto::UDP) {
             return None;
         }
-        let (from, to) = ((self.src, self.sport), (self.dst, self.dport));
         let (src, dst) = match direction {
-            Direction::Original => (from, to),
-            Direction::Reply => (to, from),
+            Direction::Original => ((self.src, self.sport), (self.dst, self.dport)),
+            Direction::Reply => ((self.reply_src, self.reply_sport), (self.reply_dst, self.reply_dport)),
         };
         let same_kind = self.flags & Conn::V6 == 0 && self.proto == tuple.proto && self.zone == tuple.zone;
         Some(same_kind && src == (tuple.src.v4_bits(), tuple.sport) && dst == (tuple.dst.v4_bits(), tuple.dport))
@@ -221,10 +242,14 @@ impl Conn {
 /// A connection that the table does not hold: all parts of its record in one place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prepared {
-    /// Source and destination of the original tuple.
-    pub(super) addresses: [Addr; 2],
+    /// Source and destination of both tuples, by [`Direction`].
+    pub(super) addresses: [[Addr; 2]; 2],
     pub(super) conn: Conn,
     pub(super) tcp: TcpRecord,
+    /// The port it is masqueraded on.
+    pub(super) masquerade: Option<PortId>,
+    /// Address translation has found no tuple for it that is free.
+    pub(super) exhausted: bool,
 }
 
 impl Prepared {
@@ -234,14 +259,25 @@ impl Prepared {
         Prepared::in_zone(tuple, Zone { id: tuple.zone, ..Zone::DEFAULT })
     }
 
-    /// A connection that starts with `tuple`, in `zone`.
+    /// A connection that starts with `tuple`, in `zone`; its reply tuple is the inverse.
     pub(super) fn in_zone(tuple: Tuple, zone: Zone) -> Prepared {
-        Prepared { addresses: [tuple.src, tuple.dst], conn: Conn::new(&tuple, zone), tcp: TcpRecord::BLANK }
+        let conn = Conn::new(&tuple, zone);
+        let addresses = [[tuple.src, tuple.dst]; 2];
+        let mut new = Prepared { addresses, conn, tcp: TcpRecord::BLANK, masquerade: None, exhausted: false };
+        // Only invertible tuples become connections.
+        new.set_reply(&tuple.inverse().unwrap_or(tuple));
+        new
+    }
+
+    /// Gives it another reply tuple. Its zone is not looked at.
+    pub(super) fn set_reply(&mut self, reply: &Tuple) {
+        self.addresses[Direction::Reply.index()] = [reply.src, reply.dst];
+        self.conn.set_reply(reply);
     }
 
     /// The tuple of one direction.
     pub(super) fn tuple(&self, direction: Direction) -> Tuple {
-        self.conn.tuple(direction, || self.addresses)
+        self.conn.tuple(direction, || self.addresses[direction.index()])
     }
 }
 
@@ -273,6 +309,10 @@ mod tests {
             assert_eq!(new.tuple(Direction::Original), tuple);
             assert_eq!(Some(new.tuple(Direction::Reply)), tuple.inverse());
         }
+        let mut translated = Prepared::new(v6);
+        let reply = Tuple { dport: 4, dst: Addr::from_v6(7), ..v6.inverse().expect("an inverse") };
+        translated.set_reply(&reply);
+        assert_eq!((translated.tuple(Direction::Original), translated.tuple(Direction::Reply)), (v6, reply));
         let nobody = || panic!("asked for the addresses of IPv4");
         assert_eq!(Prepared::new(v4).conn.tuple(Direction::Original, nobody), v4);
     }

@@ -120,35 +120,8 @@ fn inner_tuple_v6(inner: &[u8]) -> Option<Tuple> {
     if inner.len() < ipv6::HEADER_LEN {
         return None;
     }
-    let (proto, at) = skip_extension_headers(inner)?;
+    let (proto, at) = ipv6::skip_extension_headers(inner)?;
     inner_tuple(Family::V6, ipv6::src(inner), ipv6::dst(inner), proto, inner.get(at..).unwrap_or_default())
-}
-
-/// `ipv6_skip_exthdr`: the transport protocol and where it starts, which may be the packet's end. A fragment that is not
-/// the first has none.
-fn skip_extension_headers(ip: &[u8]) -> Option<(u8, usize)> {
-    let mut next = ipv6::next_header(ip);
-    let mut at = ipv6::HEADER_LEN;
-    loop {
-        match next {
-            proto::HOP_BY_HOP | proto::ROUTING | proto::DEST_OPTIONS | proto::AH | proto::FRAGMENT => {}
-            proto::NO_NEXT => return None,
-            _ => return Some((next, at)),
-        }
-        let header = ip.get(at..at + 2)?;
-        at += match next {
-            proto::FRAGMENT => {
-                const OFFSET_MASK: u16 = !7;
-                if wire::get_u16(ip.get(at + 2..at + 4)?, 0) & OFFSET_MASK != 0 {
-                    return None;
-                }
-                8
-            }
-            proto::AH => (usize::from(header[1]) + 2) * 4,
-            _ => (usize::from(header[1]) + 1) * 8,
-        };
-        next = header[0];
-    }
 }
 
 /// The tuple of an embedded packet (`nf_ct_get_tuple`): ports need 4 bytes, ICMP its 8-byte header.

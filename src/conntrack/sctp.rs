@@ -7,7 +7,8 @@ use super::settings::Settings;
 use super::tracker::Outcome;
 use super::tuple::{CtStatus, Direction};
 use crate::packet::{L4, Packet};
-use crate::wire::{self, checksum};
+use crate::wire;
+use crate::wire::sctp::{self, CHECKSUM_AT, HEADER_LEN};
 
 /// `enum sctp_conntrack`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -202,8 +203,6 @@ impl Sctp {
 }
 
 /// Common header length in bytes.
-const HEADER_LEN: usize = 12;
-const CHECKSUM_AT: usize = 8;
 /// Bytes of an INIT or INIT ACK after the chunk header (RFC 9260 section 3.3.2).
 const INIT_LEN: usize = 16;
 
@@ -274,7 +273,8 @@ pub(super) fn packet(
     settings: &Settings,
 ) -> Outcome {
     let sctp = packet.l4_bytes(frame);
-    if packet.l4 == L4::Malformed || sctp.len() < HEADER_LEN || settings.checksum && !crc_is_right(sctp) {
+    let crc_is_right = || sctp[CHECKSUM_AT..HEADER_LEN] == sctp::checksum(sctp);
+    if packet.l4 == L4::Malformed || sctp.len() < HEADER_LEN || settings.checksum && !crc_is_right() {
         return Outcome::Invalid;
     }
     let Some(kinds) = kinds_of(sctp) else { return Outcome::Invalid };
@@ -450,14 +450,6 @@ fn note_init(track: &mut Sctp, direction: Direction, chunk: &Chunk<'_>) -> bool 
         _ => {}
     }
     true
-}
-
-/// RFC 9260 appendix A: CRC32c with the field itself taken as zero, stored little-endian.
-fn crc_is_right(sctp: &[u8]) -> bool {
-    let mut crc = checksum::crc32c(!0, &sctp[..CHECKSUM_AT]);
-    crc = checksum::crc32c(crc, &[0; 4]);
-    crc = !checksum::crc32c(crc, &sctp[HEADER_LEN..]);
-    sctp[CHECKSUM_AT..HEADER_LEN] == crc.to_le_bytes()
 }
 
 #[cfg(test)]

@@ -76,6 +76,8 @@ pub struct Memory {
     pub start_bytes: usize,
     /// Bytes taken as IPv6 connections come, at most.
     pub v6_bytes: usize,
+    /// Bytes taken as connections are translated, at most.
+    pub nat_bytes: usize,
 }
 
 impl Memory {
@@ -99,12 +101,14 @@ impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} entries, {} MiB ({:.1} bytes per IPv4 connection), up to {} MiB when all are IPv6 ({:.1} bytes)",
+            "{} entries, {} MiB ({:.1} bytes per IPv4 connection), up to {} MiB when all are IPv6 ({:.1} bytes), \
+             up to {} MiB more when all are translated",
             self.entries,
             self.start_bytes >> 20,
             self.per_v4(),
             self.total_bytes() >> 20,
-            self.per_v6()
+            self.per_v6(),
+            self.nat_bytes >> 20
         )
     }
 }

@@ -3,7 +3,8 @@
 //! Everything is allocated once. Records lie in one array, one cache line each; free ones are chained. Beside it, by the
 //! same number, lie what TCP remembers and the addresses of IPv6. The latter is address space given by the kernel at
 //! start and memory only from the first IPv6 connection on; free records are used again last in, first out, so it grows
-//! no further than the most connections there ever were. The index is an array of buckets of one cache line, each with
+//! no further than the most connections there ever were. Two more arrays of that kind are for translated connections: the
+//! addresses of an IPv6 reply, and the port that a connection is masqueraded on. The index is an array of buckets of one cache line, each with
 //! twelve slots: an 8-bit tag taken from the key's hash, and the record's number with the
 //! direction of the key in its top bit. A key lives in its home bucket or, when that is full, in one of the next
 //! [`REACH_MAX`]; the home bucket counts the keys that had to go elsewhere and how far, so a lookup reads one bucket
@@ -27,6 +28,7 @@ use super::conn::{Conn, ConnId, END, Prepared};
 use super::tcp::TcpRecord;
 use super::tuple::{CtStatus, Direction, Tuple};
 use crate::arch;
+use crate::device::PortId;
 use crate::wire::{Addr, Family, proto};
 
 /// Slots in a bucket.
@@ -84,7 +86,7 @@ fn parts_of(slot: u32) -> (ConnId, Direction) {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct IndexFull;
 
-/// Original source and destination of a connection over IPv6.
+/// Source and destination of one tuple of a connection over IPv6.
 type AddressesV6 = [u128; 2];
 
 /// See the module's head.
@@ -95,8 +97,12 @@ pub(super) struct Table {
     records: Vec<Conn>,
     /// By record number; of TCP connections only.
     tcp: Vec<TcpRecord>,
-    /// By record number; of IPv6 connections only.
+    /// Of the original tuple, by record number; of IPv6 connections only.
     v6: Vec<AddressesV6>,
+    /// Of the reply tuple, by record number; of translated IPv6 connections only.
+    v6_reply: Vec<AddressesV6>,
+    /// By record number; of masqueraded connections only.
+    masquerade: Vec<u8>,
     free: u32,
     len: usize,
 }
@@ -143,7 +149,7 @@ impl Table {
         let buckets = (2 * capacity).div_ceil(SLOTS_FILLED).max(REACH_MAX + 1);
         let mut records = allocate(capacity, Conn::FREE);
         for (index, conn) in records.iter_mut().enumerate() {
-            conn.nat = if index + 1 < capacity { index as u32 + 1 } else { END };
+            conn.reply_src = if index + 1 < capacity { index as u32 + 1 } else { END };
         }
         Table {
             keys: spread(secret),
@@ -153,6 +159,8 @@ impl Table {
             // Zeroes come from the kernel as pages that exist once they are written to. Small pages: to be given one takes
             // less than a microsecond, a huge one a hundred, and this happens while packets are forwarded.
             v6: vec![[0; 2]; capacity],
+            v6_reply: vec![[0; 2]; capacity],
+            masquerade: vec![0; capacity],
             free: 0,
             len: 0,
         }
@@ -257,7 +265,22 @@ impl Table {
     /// The tuple of one direction of a connection.
     #[inline]
     pub(super) fn tuple(&self, id: ConnId, direction: Direction) -> Tuple {
-        self.records[id.index()].tuple(direction, || self.v6[id.index()].map(Addr::from_v6))
+        let conn = &self.records[id.index()];
+        conn.tuple(direction, || match direction {
+            Direction::Original => self.v6[id.index()].map(Addr::from_v6),
+            Direction::Reply if conn.is_translated() => self.v6_reply[id.index()].map(Addr::from_v6),
+            Direction::Reply => {
+                let [src, dst] = self.v6[id.index()];
+                [dst, src].map(Addr::from_v6)
+            }
+        })
+    }
+
+    /// The port that a connection is masqueraded on.
+    pub(super) fn masquerade(&self, id: ConnId) -> Option<PortId> {
+        let conn = &self.records[id.index()];
+        let port = PortId(self.masquerade[id.index()]);
+        (conn.flags & Conn::MASQUERADED != 0).then_some(port)
     }
 
     /// Whether this is the tuple of one direction of a connection.
@@ -349,15 +372,22 @@ impl Table {
             return Err(full);
         }
         let record = &mut self.records[id.index()];
-        self.free = record.nat;
+        self.free = record.reply_src;
         // The wheel may still hold the record from its former life.
         let link = record.link;
-        *record = Conn { status: new.conn.status.with(CtStatus::CONFIRMED), link, nat: END, ..new.conn };
+        *record = Conn { status: new.conn.status.with(CtStatus::CONFIRMED), link, ..new.conn };
         if original.proto == proto::TCP {
             self.tcp[id.index()] = new.tcp;
         }
         if original.family == Family::V6 {
-            self.v6[id.index()] = new.addresses.map(Addr::bits);
+            self.v6[id.index()] = [original.src, original.dst].map(Addr::bits);
+            if new.conn.is_translated() {
+                self.v6_reply[id.index()] = [reply.src, reply.dst].map(Addr::bits);
+            }
+        }
+        if let Some(port) = new.masquerade {
+            self.records[id.index()].flags |= Conn::MASQUERADED;
+            self.masquerade[id.index()] = port.0;
         }
         self.len += 1;
         Ok(id)
@@ -371,7 +401,7 @@ impl Table {
         }
         let record = &mut self.records[id.index()];
         record.status = CtStatus::default();
-        record.nat = self.free;
+        record.reply_src = self.free;
         self.free = id.0;
         self.len -= 1;
     }
@@ -474,6 +504,11 @@ impl Table {
         (self.buckets.len() * size_of::<Bucket>() + records, self.capacity() * size_of::<AddressesV6>())
     }
 
+    /// Bytes of memory that translated connections take when they come, at most.
+    pub(super) fn translated_bytes(&self) -> usize {
+        self.capacity() * (size_of::<AddressesV6>() + size_of::<u8>())
+    }
+
     /// Checks every invariant, slowly.
     ///
     /// # Panics
@@ -505,7 +540,7 @@ impl Table {
             assert!(!self.records[next as usize].is_confirmed(), "a free record is confirmed");
             free += 1;
             assert!(free <= self.records.len(), "the free list is a ring");
-            next = self.records[next as usize].nat;
+            next = self.records[next as usize].reply_src;
         }
         assert_eq!(free + self.len, self.records.len(), "a record is neither free nor in use");
     }

@@ -80,6 +80,11 @@ impl TcpState {
         )
     }
 
+    /// Nothing more will come, but for what is on the way; and Linux's numbers beyond that.
+    pub(super) fn is_over(self) -> bool {
+        matches!(self, TcpState::TimeWait | TcpState::Close | TcpState::SynSent2)
+    }
+
     /// The state as listed.
     pub(super) fn view(self) -> StateView {
         match self {

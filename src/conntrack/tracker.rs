@@ -25,15 +25,18 @@
 mod ask;
 mod copy;
 mod eviction;
+mod translate;
 
 pub use copy::ConnCopy;
 use eviction::Hand;
+pub use translate::Manip;
 
 use super::conn::{Conn, ConnId, Prepared, UNLINKED};
 use super::event::{Event, EventKind, Recorder};
 use super::icmp::{self, Message};
 use super::list::{ConnView, Counter, StateView};
 use super::settings::Settings;
+use super::source::Sources;
 use super::statistics::{Memory, Statistics};
 use super::table::{Candidate, Table};
 use super::tcp::TcpRecord;
@@ -96,6 +99,7 @@ pub struct Conntrack {
     settings: Settings,
     table: Table,
     wheel: Wheel,
+    sources: Sources,
     /// `expires` is the timeout itself until it is confirmed.
     prepared: Option<Prepared>,
     prepared_counter: Counter,
@@ -124,10 +128,12 @@ impl Conntrack {
         let counters = if settings.acct { vec![[Counter::default(); 2]; settings.max] } else { Vec::new() };
         let hand = Hand::new(settings.max);
         let starts = if settings.timestamp { vec![Instant::ZERO; settings.max] } else { Vec::new() };
+        let sources = Sources::new(settings.max);
         Conntrack {
             settings,
             table,
             wheel: Wheel::new(),
+            sources,
             prepared: None,
             prepared_counter: Counter::default(),
             hand,
@@ -355,14 +361,15 @@ impl Conntrack {
         if record.link == UNLINKED {
             self.wheel.hang(record, id, now);
         }
+        self.note_source(id, true);
         self.statistics.insert += 1;
         self.tell(EventKind::New, id, now, 0);
         Ok(())
     }
 
     /// Another connection has one of the two tuples (`nf_ct_resolve_clash`). A packet joins it if the other tuple is the same
-    /// too and its protocol does not retransmit; else it is dropped. Packet by packet only a reply tuple can be taken, by
-    /// zones of one direction.
+    /// too and its protocol does not retransmit; else it is dropped. Packet by packet only a reply tuple can be taken: by
+    /// address translation, or by zones of one direction.
     #[cold]
     fn resolve_clash(&mut self, new: &Prepared, winner: ConnId) -> Result<(), DropReason> {
         let conn = &new.conn;
@@ -380,7 +387,7 @@ impl Conntrack {
         }
         self.statistics.insert_failed += 1;
         self.statistics.drop += 1;
-        Err(DropReason::ConntrackClash)
+        Err(if new.exhausted { DropReason::NatExhausted } else { DropReason::ConntrackClash })
     }
 
     /// Removes what has timed out, and after a packet found no room what can go, looking at up to `budget` records. Returns
@@ -484,7 +491,9 @@ impl Conntrack {
     pub fn memory(&self) -> Memory {
         let (start, v6) = self.table.memory_bytes();
         let beside = self.counters.len() * size_of::<[Counter; 2]>() + self.starts.len() * size_of::<Instant>();
-        Memory { entries: self.capacity(), start_bytes: start + beside + size_of::<Conntrack>(), v6_bytes: v6 }
+        let start_bytes = start + beside + size_of::<Conntrack>();
+        let nat_bytes = self.table.translated_bytes() + self.sources.memory_bytes();
+        Memory { entries: self.capacity(), start_bytes, v6_bytes: v6, nat_bytes }
     }
 
     /// Counters.
@@ -555,6 +564,7 @@ impl Conntrack {
     /// Takes a connection out, and tells so.
     fn remove(&mut self, id: ConnId, now: Instant, by: u32) {
         self.tell(EventKind::Destroy, id, now, by);
+        self.note_source(id, false);
         self.table.remove(id);
     }
 

@@ -176,6 +176,12 @@ impl CtStatus {
     pub const SRC_NAT: CtStatus = CtStatus(1 << 4);
     /// Its destination is translated.
     pub const DST_NAT: CtStatus = CtStatus(1 << 5);
+    /// It has been decided whether its source is translated.
+    pub const SRC_NAT_DONE: CtStatus = CtStatus(1 << 7);
+    /// It has been decided whether its destination is translated.
+    pub const DST_NAT_DONE: CtStatus = CtStatus(1 << 8);
+    /// SRC_NAT or DST_NAT (`IPS_NAT_MASK`).
+    pub const NAT: CtStatus = CtStatus::SRC_NAT.with(CtStatus::DST_NAT);
 
     /// Whether any bit of `other` is set.
     #[inline]

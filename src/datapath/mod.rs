@@ -13,10 +13,12 @@
 
 mod ahead;
 mod budget;
+mod dice;
 mod effects;
 mod shard;
 mod shortcut;
 mod surroundings;
+mod translate;
 mod waiting;
 mod witness;
 
@@ -25,7 +27,7 @@ pub use shard::{Counters, Ledger, PortCounters, Shard, WallClock};
 pub use witness::{Answered, Exit, Meeting, Witness};
 
 use crate::arch;
-use crate::conntrack::{Candidate, ConnId, ConnRef, CtInfo, Direction, Template, Tracked, Tuple};
+use crate::conntrack::{Candidate, ConnId, ConnRef, CtInfo, CtStatus, Direction, Manip, Template, Tracked, Tuple};
 use crate::device::{Frame, PortId};
 use crate::packet::{L4, Packet};
 use crate::reply;
@@ -231,8 +233,8 @@ struct Path<'a> {
 struct Refusal {
     reason: DropReason,
     answer: Answer,
-    /// The packet's connection, which an answer would belong to.
-    conn: ConnRef,
+    /// What conntrack has said of it: an answer would belong to the same connection.
+    tracked: Tracked,
 }
 
 enum Answer {
@@ -252,6 +254,7 @@ struct Way {
 struct Passage {
     tracked: Tracked,
     out_port: Option<PortId>,
+    gateway: Option<Addr>,
     out_mtu: u16,
     mark: u32,
     template: Template,
@@ -265,6 +268,7 @@ impl Passage {
     const START: Passage = Passage {
         tracked: Tracked::INVALID,
         out_port: None,
+        gateway: None,
         out_mtu: 0,
         mark: 0,
         template: Template::DEFAULT,
@@ -298,13 +302,13 @@ enum Fate {
 
 impl From<DropReason> for Refusal {
     fn from(reason: DropReason) -> Refusal {
-        Refusal { reason, answer: Answer::Nothing, conn: ConnRef::None }
+        Refusal { reason, answer: Answer::Nothing, tracked: Tracked::INVALID }
     }
 }
 
 impl Refusal {
     fn with(reason: DropReason, error: reply::Error) -> Refusal {
-        Refusal { reason, answer: Answer::Error(error), conn: ConnRef::None }
+        Refusal { reason, answer: Answer::Error(error), tracked: Tracked::INVALID }
     }
 }
 
@@ -387,14 +391,21 @@ impl Path<'_> {
         }
         let &Shortcut { out_port, neighbour, mtu, trace, .. } = kept;
         rewrite::decrement_ttl(frame.bytes_mut(), packet);
-        match trace {
-            Some(trace) => shortcuts.count(trace, packet.l3_len),
-            None => {
-                let mut passage = Passage { tracked, out_port: Some(out_port), out_mtu: mtu, ..Passage::START };
-                if let Err(refusal) = self.meet(FORWARD, Hook::Forward, frame, packet, &mut passage, None) {
-                    return Fate::Refuse(refusal);
-                }
+        if let Some(trace) = trace {
+            shortcuts.count(trace, packet.l3_len);
+        }
+        let translated = tracked.status.any(CtStatus::NAT);
+        if translated && let Err(reason) = self.translate(Manip::Destination, frame, packet, &tracked) {
+            return Fate::Refuse(reason.into());
+        }
+        if trace.is_none() {
+            let mut passage = Passage { tracked, out_port: Some(out_port), out_mtu: mtu, ..Passage::START };
+            if let Err(refusal) = self.meet(FORWARD, Hook::Forward, frame, packet, &mut passage, None) {
+                return Fate::Refuse(refusal);
             }
+        }
+        if translated && let Err(reason) = self.translate(Manip::Source, frame, packet, &tracked) {
+            return Fate::Refuse(reason.into());
         }
         // Known as it is, there may be news of it.
         match self.shard.conntrack.confirm(&tracked, self.now) {
@@ -403,20 +414,16 @@ impl Path<'_> {
         }
     }
 
-    /// Netfilter's order. Steps that are not there yet (nat) are named where they will stand.
+    /// Netfilter's order.
     #[inline(never)]
     fn decide_fully(&mut self, frame: &mut Frame, packet: &mut Packet, hash: u64, before: &Before) -> Fate {
-        // Host business leaves before conntrack: without NAT no connection of ours has an address of ours.
+        // Host business leaves before conntrack, unless translation may make it other business.
         let route = match &before.seen {
             Some(seen) => seen.route,
             None => self.routing.lookup(packet.family, packet.src, packet.dst),
         };
-        if self.witnessed
-            && let Some(witness) = &mut self.shard.witness
-        {
-            witness.route(packet, route);
-        }
-        if matches!(route, Route::Local | Route::Broadcast | Route::Multicast) {
+        self.tell_route(packet, route);
+        if route.is_to_host() && !(route == Route::Local && self.may_be_translated(packet.family)) {
             return Fate::Punt;
         }
         if packet.family == Family::V6
@@ -456,19 +463,32 @@ impl Path<'_> {
         }
         let mark_before = self.conn_mark(passage.tracked.conn);
         self.meet(MANGLE_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
-        // nat PREROUTING, then the routing decision and what it refuses.
-        let of_the_conn = |refusal: Refusal, passage: &Passage| Refusal { conn: passage.tracked.conn, ..refusal };
+        self.bind(Manip::Destination, frame, packet, &mut passage)?;
+        let destination = self.translated_destination(packet, &passage.tracked);
+        let route = match destination == packet.dst {
+            true => route,
+            false => self.route_again(packet, destination),
+        };
+        if route.is_to_host() {
+            self.shard.conntrack.forget_prepared();
+            let its_own = destination == packet.dst || self.policy.host_nat;
+            return if its_own { Ok(Fate::Punt) } else { Err(DropReason::NatToHost.into()) };
+        }
+        self.translate(Manip::Destination, frame, packet, &passage.tracked)?;
+        let of_the_conn = |refusal: Refusal, passage: &Passage| Refusal { tracked: passage.tracked, ..refusal };
         if packet.family == Family::V4 {
             self.check_addresses(packet)?;
         }
         let way = self.route(frame, packet, route).map_err(|refusal| of_the_conn(refusal, &passage))?;
-        (passage.out_port, passage.out_mtu) = (Some(way.port), way.mtu);
+        (passage.out_port, passage.gateway, passage.out_mtu) = (Some(way.port), way.gateway, way.mtu);
         rewrite::decrement_ttl(frame.bytes_mut(), packet);
         for chain in [MANGLE_FORWARD, FORWARD, SECURITY_FORWARD] {
             self.meet(chain, Hook::Forward, frame, packet, &mut passage, reads.as_deref_mut())?;
         }
         self.meet(MANGLE_POSTROUTING, Hook::Postrouting, frame, packet, &mut passage, reads.as_deref_mut())?;
-        // nat POSTROUTING, then the connection becomes visible.
+        self.bind(Manip::Source, frame, packet, &mut passage)?;
+        self.shard.conntrack.check_masquerade(&passage.tracked, way.port, self.now)?;
+        self.translate(Manip::Source, frame, packet, &passage.tracked)?;
         self.shard.conntrack.confirm(&passage.tracked, self.now)?;
         let learner = known.filter(|known| may_teach(&passage.tracked, *known));
         if let (Some(known), Some(trace)) = (learner, reads)
@@ -478,6 +498,21 @@ impl Path<'_> {
             self.learn(known, packet, &passage.tracked, &way, trace);
         }
         Ok(Fate::Forward(way))
+    }
+
+    /// The route of a packet whose destination is translated.
+    fn route_again(&mut self, packet: &Packet, destination: Addr) -> Route {
+        let route = self.routing.lookup(packet.family, packet.src, destination);
+        self.tell_route(&Packet { dst: destination, ..*packet }, route);
+        route
+    }
+
+    fn tell_route(&mut self, packet: &Packet, route: Route) {
+        if self.witnessed
+            && let Some(witness) = &mut self.shard.witness
+        {
+            witness.route(packet, route);
+        }
     }
 
     /// conntrack, unless it has spoken already, or no rule wants it.
@@ -626,7 +661,7 @@ impl Path<'_> {
             return Ok(());
         }
         let random = self.shard.random();
-        let Shard { conntrack, rules, wall, witness, ahead, .. } = &mut *self.shard;
+        let Shard { conntrack, rules, wall, witness, ahead, dice, .. } = &mut *self.shard;
         let Tracked { info, status, conn } = passage.tracked;
         let mut world = Surroundings {
             conntrack,
@@ -636,6 +671,8 @@ impl Path<'_> {
             conn,
             direction: info.direction(),
             random: core::cell::Cell::new(random | 1),
+            dice,
+            gateway: passage.gateway,
             family: packet.family,
             now: self.now,
         };
@@ -674,10 +711,10 @@ impl Path<'_> {
                 // A transport checksum that is wrong may mean that the ports are: REJECT answers none such.
                 Some(_) if !reply::is_whole(frame.bytes(), packet) => DropReason::RuleReject.into(),
                 Some((kind, code)) => Refusal::with(DropReason::RuleReject, reply::Error { kind, code, rest: 0 }),
-                None => Refusal { reason: DropReason::RuleReject, answer: Answer::Reset, conn: ConnRef::None },
+                None => Refusal { answer: Answer::Reset, ..DropReason::RuleReject.into() },
             },
         };
-        Err(Refusal { conn, ..refusal })
+        Err(Refusal { tracked: passage.tracked, ..refusal })
     }
 
     /// Tells the witness what becomes of its packet.
@@ -757,27 +794,29 @@ impl Path<'_> {
     fn refuse(&mut self, mut frame: Frame, packet: &Packet, refusal: &Refusal) -> Verdict {
         let answered = match refusal.answer {
             Answer::Nothing => None,
-            Answer::Reset => self.way_back(packet).filter(|_| reply::tcp_reset(&mut frame, packet)),
-            Answer::Error(error) => self.answer(&mut frame, packet, error),
+            Answer::Reset => self.way_back(packet, &refusal.tracked).filter(|_| reply::tcp_reset(&mut frame, packet)),
+            Answer::Error(error) => self.answer(&mut frame, packet, error, &refusal.tracked),
         };
-        let Some(hop) = answered else { return self.drop(frame, refusal.reason) };
+        let Some(hop) = answered.filter(|_| self.translate_answer(&mut frame, packet, &refusal.tracked)) else {
+            return self.drop(frame, refusal.reason);
+        };
         self.shard.counters.drops.count(refusal.reason);
         self.shard.counters.replies += 1;
         if matches!(refusal.answer, Answer::Reset) {
-            self.shard.conntrack.close_by_reset(refusal.conn, self.now);
+            self.shard.conntrack.close_by_reset(refusal.tracked.conn, self.now);
         }
         // The answer leaves as a packet of the connection (`nf_ct_attach`).
-        self.shard.conntrack.tell_news(refusal.conn, self.now);
+        self.shard.conntrack.tell_news(refusal.tracked.conn, self.now);
         self.emit(frame, hop);
         Verdict::Drop(refusal.reason)
     }
 
     /// Turns `frame` into the ICMP error, if one may be sent now; gives where it goes.
-    fn answer(&mut self, frame: &mut Frame, packet: &Packet, error: reply::Error) -> Option<Resolve> {
+    fn answer(&mut self, frame: &mut Frame, packet: &Packet, error: reply::Error, of: &Tracked) -> Option<Resolve> {
         if !reply::may_answer(packet) {
             return None;
         }
-        let hop = self.way_back(packet)?;
+        let hop = self.way_back(packet, of)?;
         let source = self.routing.source_for(packet.family, packet.src)?;
         if !self.shard.limiter.allow(packet.family, packet.src, error, self.now) {
             self.shard.counters.replies_limited += 1;
@@ -788,13 +827,14 @@ impl Path<'_> {
         Some(hop)
     }
 
-    /// The next hop back to the packet's source.
-    fn way_back(&self, packet: &Packet) -> Option<Resolve> {
-        if packet.family == Family::V6 && is_link_local_v6(packet.src) {
-            return Some(waiting::next_hop(packet.family, packet.port, None, packet.src));
+    /// The next hop back to the packet's sender.
+    fn way_back(&self, packet: &Packet, tracked: &Tracked) -> Option<Resolve> {
+        let sender = self.answered_address(packet, tracked);
+        if packet.family == Family::V6 && is_link_local_v6(sender) {
+            return Some(waiting::next_hop(packet.family, packet.port, None, sender));
         }
-        match self.routing.lookup(packet.family, packet.dst, packet.src) {
-            Route::Forward { port, gateway, .. } => Some(waiting::next_hop(packet.family, port, gateway, packet.src)),
+        match self.routing.lookup(packet.family, packet.dst, sender) {
+            Route::Forward { port, gateway, .. } => Some(waiting::next_hop(packet.family, port, gateway, sender)),
             _ => None,
         }
     }
@@ -823,7 +863,8 @@ impl Path<'_> {
         match Packet::parse(frame.bytes(), port, false) {
             Ok(packet) => {
                 let error = reply::Error::host_unreachable(packet.family);
-                self.refuse(frame, &packet, &Refusal::with(DropReason::NeighbourFailed, error))
+                let tracked = self.connection_of_translated(&packet);
+                self.refuse(frame, &packet, &Refusal { tracked, ..Refusal::with(DropReason::NeighbourFailed, error) })
             }
             Err(reason) => self.drop(frame, reason),
         }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use super::ahead::{Ahead, NOWHERE};
 use super::budget::PuntBudget;
+use super::dice::Dice;
 use super::shortcut::{Shortcuts, Traces};
 use super::waiting::Waiting;
 use super::witness::Witness;
@@ -176,7 +177,9 @@ pub struct Shard {
     /// The calendar, for rules with `-m time`.
     pub wall: Arc<WallClock>,
     /// Where the next random number comes from; never 0.
-    dice: u64,
+    random: u64,
+    /// Where the ports of translated connections come from.
+    pub(super) dice: Dice,
     /// Who goes with packets, while somebody does.
     pub(super) witness: Option<Box<dyn Witness>>,
     /// A place for each packet of a batch.
@@ -201,7 +204,8 @@ impl Shard {
             limiter: Limiter::new(),
             ip_id: secret[0] as u16,
             wall: Arc::default(),
-            dice: (secret[0] ^ secret[1].rotate_left(32)) | 1,
+            random: (secret[0] ^ secret[1].rotate_left(32)) | 1,
+            dice: Dice::new(secret),
             witness: None,
             work: vec![Work::BLANK; super::BATCH],
             ahead: Ahead::new(),
@@ -270,12 +274,12 @@ impl Shard {
         }
     }
 
-    /// A random number (xorshift64*: nobody must be able to predict it from outside, and nobody sees it whole).
+    /// A random number that nobody sees whole (xorshift64*).
     pub(super) fn random(&mut self) -> u32 {
-        self.dice ^= self.dice >> 12;
-        self.dice ^= self.dice << 25;
-        self.dice ^= self.dice >> 27;
-        (self.dice.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
     }
 
     #[cold]

@@ -4,12 +4,17 @@ use core::cell::Cell;
 
 use crate::conntrack::{ConnRef, Conntrack, Direction, Tuple};
 use crate::device::PortId;
+use crate::nat;
 use crate::route::Route;
-use crate::rules::{AddressType, Context, Liveness, LogRequest, NflogRequest, TraceEvent, World};
+use crate::rules::{
+    AddressType, Context, Liveness, LogRequest, NatRange, NatRequest, NatSource, NflogRequest, TraceEvent, World,
+};
 use crate::snapshot::Routing;
 use crate::time::Instant;
+use crate::verdict::DropReason;
 use crate::wire::{Addr, Family};
 
+use super::dice::Dice;
 use super::effects::Effects;
 use super::shard::WallClock;
 
@@ -25,6 +30,10 @@ pub(super) struct Surroundings<'a> {
     pub(super) direction: Direction,
     /// Where the next random number comes from; drawn for this chain, never 0.
     pub(super) random: Cell<u32>,
+    /// Where the ports of translated connections come from.
+    pub(super) dice: &'a mut Dice,
+    /// Whom a packet that is routed goes to, if not to its destination.
+    pub(super) gateway: Option<Addr>,
     pub(super) family: Family,
     pub(super) now: Instant,
 }
@@ -94,6 +103,26 @@ impl World for Surroundings<'_> {
         next
     }
 
+    fn translate(&mut self, context: &Context<'_>, request: &NatRequest<'_>) -> Result<(), DropReason> {
+        let addr = match request.source {
+            NatSource::Range => None,
+            // A source that is none yet is not masqueraded, but for IPv6 (`nf_nat_masquerade_ipv4`).
+            NatSource::OutPort if context.packet.src == Addr::from_v4(0) => return Ok(()),
+            NatSource::OutPort => Some(self.address_to_leave_with(context).ok_or(DropReason::NatNoAddress)?),
+            NatSource::InPort => Some(self.address_of(context.in_port).ok_or(DropReason::NatNoAddress)?),
+        };
+        let addresses = addr.map(|addr| (addr, addr)).or(request.range.addresses);
+        let range = NatRange { addresses, ..*request.range };
+        let dice = &mut *self.dice;
+        nat::bind(self.conntrack, request.manip, &range, &mut || dice.draw(), self.now);
+        if request.source == NatSource::OutPort
+            && let Some(port) = context.out_port
+        {
+            self.conntrack.set_masquerade(port);
+        }
+        Ok(())
+    }
+
     fn log(&mut self, request: &LogRequest<'_>) {
         self.effects.log(request);
     }
@@ -104,6 +133,24 @@ impl World for Surroundings<'_> {
 
     fn trace(&mut self, event: &TraceEvent<'_>) {
         self.effects.trace(event);
+    }
+}
+
+impl Surroundings<'_> {
+    /// The address to go to the next hop with: MASQUERADE's.
+    fn address_to_leave_with(&self, context: &Context<'_>) -> Option<Addr> {
+        let destination = context.packet.dst;
+        let next_hop = match self.family {
+            Family::V4 => self.gateway.filter(|gateway| gateway.is_v4()).unwrap_or(destination),
+            Family::V6 => destination,
+        };
+        self.routing.source_address(self.family, context.out_port?, next_hop)
+    }
+
+    /// The first address of a port: REDIRECT's (`nf_nat_redirect_ipv4`, `nf_nat_redirect_ipv6`).
+    fn address_of(&self, port: PortId) -> Option<Addr> {
+        let mut own = self.routing.port(port).addresses.iter().filter(|own| own.family() == self.family);
+        own.find(|own| !own.tentative && !own.deprecated).map(|own| own.addr)
     }
 }
 

@@ -17,7 +17,8 @@ use crate::verdict::DropReason;
 use crate::wire::Addr;
 
 /// See the module's head. For each packet it wants, it is told in this order: that it begins, the route, conntrack, each chain
-/// that the packet enters, the exit; what does not happen is not told. One packet ends before the next begins.
+/// that the packet enters, the exit; what does not happen is not told. Where the destination is translated, it is told the new
+/// one's route too, after nat PREROUTING. One packet ends before the next begins.
 pub trait Witness: fmt::Debug + Send {
     /// Whether it goes with this packet.
     fn wants(&mut self, packet: &Packet, now: Instant) -> bool;

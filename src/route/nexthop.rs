@@ -36,6 +36,14 @@ pub enum Route {
     NoRoute,
 }
 
+impl Route {
+    /// Whether it is for the host itself.
+    #[inline]
+    pub const fn is_to_host(&self) -> bool {
+        matches!(self, Route::Local | Route::Broadcast | Route::Multicast)
+    }
+}
+
 /// The kernel's type of a route (`RTN_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {

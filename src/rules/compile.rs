@@ -6,6 +6,7 @@ use super::registry::Registry;
 use super::row::{Action, INVERT_DST, INVERT_PROTO, INVERT_SRC, NO_PORT, Op, Row, Word};
 use super::rule::{
     AddrMatch, BUILTIN, BUILTIN_CHAINS, Chain, ChainIndex, FORWARD, InterfaceMatch, PATH, Policy, Rule, Ruleset,
+    TableName,
 };
 use super::runs::{Before, Runs};
 use super::targets::{Target, TracePlace};
@@ -75,7 +76,9 @@ impl<'a> Parts<'a> {
             runs.then_some(Entry { start: starts[chain], policy })
         };
         let entries: [Option<Entry>; BUILTIN_CHAINS] = std::array::from_fn(entry);
-        let others = entries.iter().enumerate().filter(|(chain, entry)| *chain != FORWARD && entry.is_some());
+        // nat is asked by a connection's first packet alone.
+        let of_every_packet = |chain: usize| chain != FORWARD && BUILTIN[chain].0 != TableName::Nat;
+        let others = entries.iter().enumerate().filter(|(chain, entry)| of_every_packet(*chain) && entry.is_some());
         let only_filters = others.count() == 0;
         RuleVector {
             rows,

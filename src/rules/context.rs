@@ -3,11 +3,12 @@
 use super::log::LogRequest;
 use super::nflog::NflogRequest;
 use super::rule::Hook;
-use super::targets::TraceEvent;
+use super::targets::{NatRequest, TraceEvent};
 use crate::conntrack::{CtInfo, CtStatus, Direction, Template, Tuple};
 use crate::device::PortId;
 use crate::packet::Packet;
 use crate::time::Instant;
+use crate::verdict::DropReason;
 use crate::wire::Addr;
 
 /// A packet at a hook. Matches read it, targets change it; what they changed goes on to the next table.
@@ -102,6 +103,13 @@ pub trait World {
     fn mtu_back(&self, context: &Context<'_>) -> u16;
     /// Seconds since 1970 in UTC, and what the kernel's time zone adds to them.
     fn unix_time(&self) -> (i64, i32);
+    /// Has the packet's connection translated, which is not confirmed yet (`nf_nat_setup_info`). Where nothing is, so be it.
+    ///
+    /// # Errors
+    /// The packet is to be dropped: there is no address to give it.
+    fn translate(&mut self, _context: &Context<'_>, _request: &NatRequest<'_>) -> Result<(), DropReason> {
+        Ok(())
+    }
     /// A random number.
     fn random(&self) -> u32;
     /// A LOG line.

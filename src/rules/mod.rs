@@ -78,6 +78,7 @@ pub use rule::*;
 pub use save::{line_text, rule_text, save, save_table};
 pub use set::{SetSummary, SetTable, Sets};
 pub use targets::{LogTarget, RejectWith, SetTarget, TRACE_LOG, Target, TraceEvent, TracePlace, log_flags};
+pub use targets::{NatPorts, NatRange, NatRequest, NatSource};
 pub use told::Told;
 pub use trace::Trace;
 pub use tracking::{Reason, Tracking, tracking};

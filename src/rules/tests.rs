@@ -429,18 +429,18 @@ fn what_iptables_refuses_is_refused_at_its_place() {
 fn all_bad_lines_are_told_at_once_with_line_and_column() {
     let text = "# rules\n*filter\n:FORWARD DROP [0:0]\n-A FORWARD -p tcp --dprot 22 -j ACCEPT\n-A FORWARD -j ACCEPT\n\
                 -A FORWARD -m owner --uid-owner 0\n-A FORWARD -s 10.0.0.300 -j DROP\nCOMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\n\
-                -A PREROUTING -p tcp -j DNAT --to-destination 10.0.0.1\nCOMMIT\n";
+                -A PREROUTING -p tcp -j DNAT --to-target 10.0.0.1\nCOMMIT\n";
     let diagnostics = load("/etc/rules.v4", text, Family::V4, &PORTS).expect_err("four bad lines");
     let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error);
     let places: Vec<(usize, usize)> = errors.map(|d| (d.line, d.column)).collect();
-    assert_eq!(places, [(4, 19), (6, 15), (7, 15), (11, 25)]);
+    assert_eq!(places, [(4, 19), (6, 15), (7, 15), (11, 30)]);
     let shown = diagnostics.to_string();
     for part in [
         "/etc/rules.v4:4:19",
         "did you mean `--dport`?",
         "match `owner` cannot be honoured",
         "`10.0.0.300` is not an IPv4 address",
-        "addresses are not translated",
+        "--to-target",
         "4 errors; the rules were not loaded",
     ] {
         assert!(shown.contains(part), "{part:?} is missing in:\n{shown}");

@@ -4,6 +4,8 @@
 pub const HEADER_LEN: usize = 8;
 /// Byte offset of the checksum.
 pub const CHECKSUM_AT: usize = 2;
+/// Byte offset of a query's identifier.
+pub const ID_AT: usize = 4;
 
 /// Destination unreachable.
 pub const DEST_UNREACHABLE: u8 = 1;

@@ -1,6 +1,6 @@
 //! IPv6 header fields (RFC 8200). Slices start at the header.
 
-use super::{Addr, get_u16, get_u32};
+use super::{Addr, get_u16, get_u32, proto};
 
 /// Header length in bytes.
 pub const HEADER_LEN: usize = 40;
@@ -57,4 +57,31 @@ pub fn src(ip: &[u8]) -> Addr {
 #[inline]
 pub fn dst(ip: &[u8]) -> Addr {
     Addr::read_v6(ip, DST_AT)
+}
+
+/// The transport protocol and where it starts, which may be the packet's end (`ipv6_skip_exthdr`). A fragment that is not
+/// the first has none.
+pub fn skip_extension_headers(ip: &[u8]) -> Option<(u8, usize)> {
+    let mut next = next_header(ip);
+    let mut at = HEADER_LEN;
+    loop {
+        match next {
+            proto::HOP_BY_HOP | proto::ROUTING | proto::DEST_OPTIONS | proto::AH | proto::FRAGMENT => {}
+            proto::NO_NEXT => return None,
+            _ => return Some((next, at)),
+        }
+        let header = ip.get(at..at + 2)?;
+        at += match next {
+            proto::FRAGMENT => {
+                const OFFSET_MASK: u16 = !7;
+                if get_u16(ip.get(at + 2..at + 4)?, 0) & OFFSET_MASK != 0 {
+                    return None;
+                }
+                8
+            }
+            proto::AH => (usize::from(header[1]) + 2) * 4,
+            _ => (usize::from(header[1]) + 1) * 8,
+        };
+        next = header[0];
+    }
 }

@@ -169,6 +169,12 @@ impl TcpRecord {
         TcpRecord { end: [number; 2], bits: number, ..TcpRecord::BLANK }
     }
 
+    /// Whether a new connection's first sequence number is beyond all that the initiator of `old` had sent
+    /// (`nf_seq_has_advanced`).
+    pub(in super::super) fn has_advanced(&self, old: &TcpRecord) -> bool {
+        self.end[0].wrapping_sub(old.end[0]).cast_signed() > 0
+    }
+
     /// Its first and its last word: they may be in different cache lines.
     #[inline]
     pub(in super::super) fn ends(&self) -> [&u32; 2] {

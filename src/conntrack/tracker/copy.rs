@@ -2,7 +2,7 @@
 //! touching it.
 
 use super::Conntrack;
-use crate::conntrack::conn::{Conn, END, Prepared, UNLINKED};
+use crate::conntrack::conn::{Conn, Prepared, UNLINKED};
 use crate::conntrack::list::{ConnView, Counter};
 use crate::conntrack::tuple::{Direction, Tuple};
 use crate::time::Instant;
@@ -25,11 +25,13 @@ impl Conntrack {
         if !conn.is_confirmed() || conn.is_expired(now) {
             return None;
         }
-        let original = self.table.tuple(id, Direction::Original);
+        let tuples = [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
         let record = Prepared {
-            addresses: [original.src, original.dst],
-            conn: Conn { shortcut: [0; 2], link: UNLINKED, nat: END, ..*conn },
+            addresses: tuples.map(|tuple| [tuple.src, tuple.dst]),
+            conn: Conn { shortcut: [0; 2], link: UNLINKED, ..*conn },
             tcp: self.table.tcp(id),
+            masquerade: self.table.masquerade(id),
+            exhausted: false,
         };
         Some(ConnCopy {
             record,
@@ -47,6 +49,7 @@ impl Conntrack {
             return;
         }
         let Ok(id) = self.table.insert(&copy.record) else { return };
+        self.note_source(id, true);
         if let (Some(place), Some(counters)) = (self.counters.get_mut(id.index()), copy.counters) {
             *place = counters;
         }

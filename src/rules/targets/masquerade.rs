@@ -1,6 +1,7 @@
 //! `-j MASQUERADE`: the source becomes the address of the interface the packet leaves by (xt_MASQUERADE.c): [`Masquerade`].
 
-use super::nat_range::{NOT_TRANSLATED, NatRange};
+use super::nat_range::{NatRange, NatRequest, NatSource};
+use crate::conntrack::Manip;
 use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
 use crate::rules::extension::{Action, Basis, Extension, Given, OptionSpec, Outcome, Whole};
@@ -54,10 +55,6 @@ impl Extension for Masquerade {
         }
         self.0.save_flags(out);
     }
-
-    fn not_honoured(&self) -> Option<String> {
-        Some(NOT_TRANSLATED.to_owned())
-    }
 }
 
 impl Action for Masquerade {
@@ -65,14 +62,13 @@ impl Action for Masquerade {
 
     fn state(&self, _: &mut Registry) {}
 
-    /// Nothing is translated yet; the verdict is the same for all.
+    /// Once for a connection.
     fn basis(&self) -> Basis {
-        Basis::Flow
+        Basis::Packet
     }
 
-    /// The rest of the table is not asked, as after a translation. `not_honoured` has said that there is none.
-    fn run(&self, _: &mut Context<'_>, _: &mut dyn World, (): &()) -> Outcome {
-        Outcome::Accept
+    fn run(&self, context: &mut Context<'_>, world: &mut dyn World, (): &()) -> Outcome {
+        NatRequest { manip: Manip::Source, range: &self.0, source: NatSource::OutPort }.run(context, world)
     }
 }
 

@@ -1,8 +1,10 @@
 //! What SNAT, DNAT, MASQUERADE and REDIRECT translate to: [`NatRange`], addresses and ports (`nf_nat_range2`).
 
 use super::argument;
+use crate::conntrack::Manip;
+use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
-use crate::rules::extension::{Given, Whole};
+use crate::rules::extension::{Given, Outcome, Whole};
 use crate::rules::names;
 use crate::rules::save::address_text;
 use crate::rules::token::Token;
@@ -12,9 +14,6 @@ use core::fmt::Write;
 
 /// DCCP's protocol number.
 const DCCP: u8 = 33;
-
-/// What `not_honoured` says of every target that translates.
-pub(super) const NOT_TRANSLATED: &str = "addresses are not translated by this version";
 
 /// Why two addresses in brackets each are no range.
 const BRACKETS: &str = "a range stands in one pair of brackets: [fd00::1-fd00::9]:80";
@@ -43,6 +42,38 @@ pub struct NatRange {
     pub random_fully: bool,
     /// `--persistent`
     pub persistent: bool,
+}
+
+/// Where the addresses are from that a connection is to be given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NatSource {
+    /// The range's; it keeps its own when that has none.
+    Range,
+    /// MASQUERADE: the port's that the packet leaves by. The range has none.
+    OutPort,
+    /// REDIRECT: the port's that it came in by. The range has none.
+    InPort,
+}
+
+/// What a target wants of a new connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NatRequest<'a> {
+    /// Which end is to be translated.
+    pub manip: Manip,
+    /// To what.
+    pub range: &'a NatRange,
+    /// Where its address is from.
+    pub source: NatSource,
+}
+
+impl NatRequest<'_> {
+    /// Has it done; the rest of the table is not asked then.
+    pub(super) fn run(&self, context: &Context<'_>, world: &mut dyn World) -> Outcome {
+        match world.translate(context, self) {
+            Ok(()) => Outcome::Accept,
+            Err(reason) => Outcome::Drop(reason),
+        }
+    }
 }
 
 fn bad_port(token: &Token, text: &str) -> Problem {

@@ -1,7 +1,8 @@
 //! `-j NETMAP`: a whole network becomes another of the same size, host by host (xt_NETMAP.c): [`Netmap`].
 
 use super::argument;
-use super::nat_range::NOT_TRANSLATED;
+use super::nat_range::{NatRange, NatRequest, NatSource};
+use crate::conntrack::Manip;
 use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
 use crate::rules::extension::{Action, Basis, Extension, Given, OptionSpec, Outcome, Whole};
@@ -73,10 +74,6 @@ impl Extension for Netmap {
     fn save(&self, out: &mut String, family: Family) {
         write!(out, " --to {}/{}", address_text(self.net, family), self.len).unwrap_or_default();
     }
-
-    fn not_honoured(&self) -> Option<String> {
-        Some(NOT_TRANSLATED.to_owned())
-    }
 }
 
 impl Action for Netmap {
@@ -84,14 +81,21 @@ impl Action for Netmap {
 
     fn state(&self, _: &mut Registry) {}
 
-    /// Nothing is translated yet; the verdict is the same for all.
+    /// Once for a connection.
     fn basis(&self) -> Basis {
-        Basis::Flow
+        Basis::Packet
     }
 
-    /// The rest of the table is not asked, as after a translation. `not_honoured` has said that there is none.
-    fn run(&self, _: &mut Context<'_>, _: &mut dyn World, (): &()) -> Outcome {
-        Outcome::Accept
+    /// The network is the rule's, the host the packet's (`netmap_tg4`, `netmap_tg6`).
+    fn run(&self, context: &mut Context<'_>, world: &mut dyn World, (): &()) -> Outcome {
+        let (manip, own) = match context.hook {
+            Hook::Prerouting | Hook::Output => (Manip::Destination, context.packet.dst),
+            _ => (Manip::Source, context.packet.src),
+        };
+        let mask = Addr::prefix_mask(context.packet.family, self.len).bits();
+        let addr = Addr::from_v6(self.net.bits() & mask | own.bits() & !mask);
+        let range = NatRange { addresses: Some((addr, addr)), ..NatRange::default() };
+        NatRequest { manip, range: &range, source: NatSource::Range }.run(context, world)
     }
 }
 

@@ -1,6 +1,11 @@
-//! Editing a packet that goes on: TTL, unfinished checksums, IPv4 options, link-layer addresses.
+//! Editing a packet that goes on: TTL, unfinished checksums, IPv4 options, link-layer addresses; and translation
+//! of addresses and ports (`translate`).
 //!
 //! Every edit keeps the checksums as Linux keeps them: by delta (RFC 1624), so that a checksum that was wrong stays wrong.
+
+mod translate;
+
+pub use translate::{End, Translation, translate, translate_error};
 
 use crate::packet::{L4, Packet};
 use crate::wire::{self, Addr, Family, Mac, checksum, ethernet, icmpv6, ipv4, ipv6, proto, tcp, udp};

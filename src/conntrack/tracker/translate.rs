@@ -1,0 +1,214 @@
+//! What address translation asks of connection tracking, and does to a connection that is not confirmed yet
+//! (nf_nat_core.c's half of it). Which tuple a connection gets is `nat`'s affair.
+
+use super::{ConnRef, Conntrack, Tracked};
+use crate::conntrack::conn::{Conn, ConnId, Prepared};
+use crate::conntrack::tcp::TcpState;
+use crate::conntrack::template::Zone;
+use crate::conntrack::tuple::{CtStatus, Direction, Tuple};
+use crate::device::PortId;
+use crate::time::Instant;
+use crate::verdict::DropReason;
+use crate::wire::proto;
+
+/// Which end of a packet is translated (`enum nf_nat_manip_type`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Manip {
+    /// POSTROUTING and INPUT.
+    Source,
+    /// PREROUTING and OUTPUT.
+    Destination,
+}
+
+impl Manip {
+    /// The other one.
+    #[inline]
+    pub const fn other(self) -> Manip {
+        match self {
+            Manip::Source => Manip::Destination,
+            Manip::Destination => Manip::Source,
+        }
+    }
+
+    /// The status bit of a connection that has it.
+    #[inline]
+    pub const fn status(self) -> CtStatus {
+        match self {
+            Manip::Source => CtStatus::SRC_NAT,
+            Manip::Destination => CtStatus::DST_NAT,
+        }
+    }
+
+    /// The status bit of a connection for which it has been decided.
+    const fn done(self) -> CtStatus {
+        match self {
+            Manip::Source => CtStatus::SRC_NAT_DONE,
+            Manip::Destination => CtStatus::DST_NAT_DONE,
+        }
+    }
+
+    /// Of packets in `direction`, the one whose undoing, or doing, this is.
+    #[inline]
+    pub const fn in_direction(self, direction: Direction) -> Manip {
+        match direction {
+            Direction::Original => self,
+            Direction::Reply => self.other(),
+        }
+    }
+}
+
+/// Connections of one source that are looked at for its mapping. Linux looks at all; a client that has more from one port,
+/// none of which the rule would have mapped like this, gets a new mapping.
+const SOURCES_MAX: usize = 64;
+
+impl Conntrack {
+    /// Whether there are connections for which translation was decided; their packets are looked for also where they are
+    /// addressed to the host.
+    #[inline]
+    pub fn translates(&self) -> bool {
+        self.sources.len() > 0
+    }
+
+    /// What the first packet of the prepared connection looks like with what has been translated so far: the inverse of the
+    /// reply tuple.
+    pub fn prepared_tuple(&self) -> Option<Tuple> {
+        self.prepared.as_ref()?.tuple(Direction::Reply).inverse()
+    }
+
+    /// Whether it has been decided for the prepared connection; true for every other packet.
+    pub fn is_bound(&self, manip: Manip) -> bool {
+        self.prepared.as_ref().is_none_or(|new| new.conn.status.any(manip.done()))
+    }
+
+    /// The zone of the prepared connection.
+    pub fn prepared_zone(&self) -> Zone {
+        self.prepared.as_ref().map_or(Zone::DEFAULT, |new| new.conn.zone())
+    }
+
+    /// Whether the prepared connection was expected.
+    pub fn is_expected(&self) -> bool {
+        self.prepared.as_ref().is_some_and(|new| new.conn.status.any(CtStatus::EXPECTED))
+    }
+
+    /// Whether a prepared connection looking like `tuple` would be taken for another: its reply tuple is one of a live
+    /// connection in the zone already (`nf_nat_used_tuple`).
+    pub fn is_taken(&mut self, tuple: &Tuple, now: Instant) -> bool {
+        self.holder(tuple, now).is_some()
+    }
+
+    fn holder(&mut self, tuple: &Tuple, now: Instant) -> Option<(ConnId, Direction)> {
+        let zone = self.prepared.as_ref()?.conn.zone();
+        let found = self.lookup_in(zone, tuple.inverse()?, now);
+        self.statistics.found += u64::from(found.is_some());
+        found
+    }
+
+    /// [`Conntrack::is_taken`], but a TCP connection that is over gives way to a later one (`nf_nat_used_tuple_harder`): one
+    /// translated at its source, in TIME_WAIT or CLOSE, whose last sequence number the new SYN is beyond.
+    pub fn is_taken_for_good(&mut self, tuple: &Tuple, now: Instant) -> bool {
+        let Some((id, direction)) = self.holder(tuple, now) else { return false };
+        let Some(Prepared { conn: new, tcp, .. }) = &self.prepared else { return true };
+        let begins = new.proto == proto::TCP && TcpState::of(new) == TcpState::SynSent;
+        let old = self.table.get(id);
+        let gives_way = begins
+            && direction == Direction::Reply
+            && old.status.any(CtStatus::SRC_NAT)
+            && old.flags & Conn::FIXED_TIMEOUT == 0
+            && TcpState::of(old).is_over()
+            && tcp.has_advanced(&self.table.tcp(id));
+        if gives_way {
+            self.remove(id, now, 0);
+        }
+        !gives_way
+    }
+
+    /// Asks for what [`Conntrack::is_taken`] reads to be brought close.
+    pub fn prefetch_taken(&self, tuple: &Tuple) {
+        if let Some(reply) = tuple.inverse() {
+            self.prefetch_bucket(self.hash(&reply));
+        }
+    }
+
+    /// The source that a connection from the source of `tuple` has been given and that `suits` takes, put into `tuple`; the
+    /// youngest such connection's (`find_appropriate_src`).
+    pub fn mapping_of_source(&self, tuple: &Tuple, suits: impl Fn(&Tuple) -> bool) -> Option<Tuple> {
+        let zone = self.prepared.as_ref()?.conn.zone().of(Direction::Original);
+        let source = source_of(&Tuple { zone, ..*tuple });
+        self.sources.of(self.hash(&source)).take(SOURCES_MAX).find_map(|id| {
+            if source_of(&self.table.tuple(id, Direction::Original)) != source {
+                return None;
+            }
+            let Tuple { src, sport, .. } = self.table.tuple(id, Direction::Reply).inverse()?;
+            Some(Tuple { src, sport, ..*tuple }).filter(&suits)
+        })
+    }
+
+    /// From now on the prepared connection looks like `tuple`: what comes back is its inverse. The end `manip` is decided
+    /// (`nf_nat_setup_info`, `nf_conntrack_alter_reply`).
+    pub fn bind(&mut self, manip: Manip, tuple: &Tuple) {
+        let Some(new) = &mut self.prepared else { return };
+        let before = new.tuple(Direction::Reply);
+        if let Some(reply) = tuple.inverse().filter(|reply| *reply != before) {
+            new.set_reply(&reply);
+            new.conn.status = new.conn.status.with(manip.status());
+        }
+        new.conn.status = new.conn.status.with(manip.done());
+    }
+
+    /// No tuple is free for the prepared connection: its packet will be dropped for that, unless a later translation finds
+    /// one.
+    pub fn set_exhausted(&mut self, exhausted: bool) {
+        if let Some(new) = &mut self.prepared {
+            new.exhausted = exhausted;
+        }
+    }
+
+    /// The prepared connection goes when the address of this port does.
+    pub fn set_masquerade(&mut self, port: PortId) {
+        if let Some(new) = &mut self.prepared {
+            new.masquerade = Some(port);
+        }
+    }
+
+    /// How a packet in `direction` of this connection leaves, if something of it is translated: the inverse of the other
+    /// direction's tuple.
+    #[inline]
+    pub fn translation(&self, conn: ConnRef, direction: Direction) -> Option<Tuple> {
+        if !self.conn(conn)?.is_translated() {
+            return None;
+        }
+        self.tuple(conn, direction.other())?.inverse()
+    }
+
+    /// A packet of a masqueraded connection leaves by `out`; if that is another port than the one it is masqueraded on, the
+    /// connection ends here (`nf_nat_oif_changed`).
+    ///
+    /// # Errors
+    /// The packet is to be dropped.
+    pub fn check_masquerade(&mut self, tracked: &Tracked, out: PortId, now: Instant) -> Result<(), DropReason> {
+        let ConnRef::Confirmed(id) = tracked.conn else { return Ok(()) };
+        if tracked.info.direction() == Direction::Reply || self.table.masquerade(id).is_none_or(|port| port == out) {
+            return Ok(());
+        }
+        self.remove(id, now, 0);
+        Err(DropReason::MasqueradeMoved)
+    }
+
+    /// A connection comes into the table, or leaves it.
+    pub(super) fn note_source(&mut self, id: ConnId, comes: bool) {
+        if !self.table.get(id).status.any(CtStatus::SRC_NAT_DONE) {
+            return;
+        }
+        let hash = self.hash(&source_of(&self.table.tuple(id, Direction::Original)));
+        match comes {
+            true => self.sources.insert(id, hash),
+            false => self.sources.remove(id, hash),
+        }
+    }
+}
+
+/// Of an original tuple, what `same_src` compares.
+fn source_of(original: &Tuple) -> Tuple {
+    let Tuple { src, sport, proto, family, zone, .. } = *original;
+    Tuple { src, sport, proto, family, zone, ..Tuple::default() }
+}

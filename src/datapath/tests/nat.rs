@@ -1,0 +1,193 @@
+//! Address translation as packets see it. What Linux does with the same is the scenarios' affair.
+
+use super::*;
+use crate::wire::{icmp, udp as udp_header};
+use std::net::Ipv4Addr;
+
+const WAN: [u8; 4] = [10, 2, 0, 1];
+const OTHER: [u8; 4] = [10, 1, 0, 3];
+
+/// A router with these nat rules, that forwards all else.
+fn router(nat: &str) -> Bench {
+    let mut router = Bench::new();
+    let load = |family, text: &str| {
+        RuleVector::compile(&rules::load("test", text, family, &["lan0", "wan0"]).expect("good rules"))
+    };
+    let text = format!(
+        "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n{nat}COMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
+    );
+    let v6 = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
+    router.policy = Policy { host_nat: false, generation: 2, v4: load(Family::V4, &text), v6: load(Family::V6, v6) };
+    router.builder.add_neighbour(PortId::LAN, ip("10.1.0.3"), CLIENT_MAC);
+    router.routing = router.builder.build();
+    router
+}
+
+/// Addresses and ports, after all lengths and checksums were looked at.
+fn ends(bytes: &[u8]) -> (String, String) {
+    let packet = parse(bytes);
+    (format!("{}:{}", packet.src, packet.sport), format!("{}:{}", packet.dst, packet.dport))
+}
+
+fn pair(src: &str, dst: &str) -> (String, String) {
+    (src.to_owned(), dst.to_owned())
+}
+
+#[test]
+fn a_source_is_masqueraded_and_the_answer_finds_back() {
+    let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE\n");
+    for _ in 0..4 {
+        let (port, out) = router.one(PortId::LAN, &query()).expect("forwarded");
+        assert_eq!((port, ends(&out)), (PortId::WAN, pair("10.2.0.1:5000", "10.2.0.2:53")));
+        let back = udp(PortId::WAN, SERVER, WAN, (53, 5000), 64, 10);
+        let (port, out) = router.one(PortId::WAN, &back).expect("forwarded");
+        assert_eq!((port, ends(&out)), (PortId::LAN, pair("10.2.0.2:53", "10.1.0.2:5000")));
+    }
+    assert_eq!(router.shard.shortcuts.learned(), 2, "translated packets take shortcuts");
+    let lines = router.seen_connections();
+    assert!(
+        lines[0]
+            .contains("src=10.1.0.2 dst=10.2.0.2 sport=5000 dport=53 src=10.2.0.2 dst=10.2.0.1 sport=53 dport=5000"),
+        "{lines:?}"
+    );
+    // Another client with the same port is given another of its class.
+    let (_, out) = router.one(PortId::LAN, &udp(PortId::LAN, OTHER, SERVER, (5000, 53), 64, 10)).expect("forwarded");
+    let packet = parse(&out);
+    assert!(packet.src == ip("10.2.0.1") && packet.sport >= 1024 && packet.sport != 5000, "{packet:?}");
+    // What nobody asked for is the host's.
+    let stray = udp(PortId::WAN, SERVER, WAN, (53, 77), 64, 10);
+    assert_eq!((router.one(PortId::WAN, &stray), router.effects.punt.len()), (None, 1));
+    assert_eq!(router.effects.punt.drain(..).next().expect("one").1.bytes(), stray);
+    router.shard.conntrack.check();
+}
+
+#[test]
+fn a_destination_is_translated_before_the_route_is_looked_up() {
+    let mut router = router(
+        "-A PREROUTING -d 10.2.0.1 -p udp --dport 5353 -j DNAT --to-destination 10.1.0.2:53\n\
+         -A POSTROUTING -s 10.1.0.0/24 -d 10.1.0.0/24 -j MASQUERADE\n",
+    );
+    let (port, out) = router.one(PortId::WAN, &udp(PortId::WAN, SERVER, WAN, (7, 5353), 64, 10)).expect("forwarded");
+    assert_eq!((port, ends(&out)), (PortId::LAN, pair("10.2.0.2:7", "10.1.0.2:53")));
+    let (port, out) = router.one(PortId::LAN, &udp(PortId::LAN, CLIENT, SERVER, (53, 7), 64, 9)).expect("forwarded");
+    assert_eq!((port, ends(&out)), (PortId::WAN, pair("10.2.0.1:5353", "10.2.0.2:7")));
+    // Hairpin: from inside, by the outside's address.
+    let (port, out) = router.one(PortId::LAN, &udp(PortId::LAN, OTHER, WAN, (9, 5353), 64, 9)).expect("forwarded");
+    assert_eq!((port, ends(&out)), (PortId::LAN, pair("10.1.0.1:9", "10.1.0.2:53")));
+    let back = udp(PortId::LAN, CLIENT, [10, 1, 0, 1], (53, 9), 64, 9);
+    let (port, out) = router.one(PortId::LAN, &back).expect("forwarded");
+    assert_eq!((port, ends(&out)), (PortId::LAN, pair("10.2.0.1:5353", "10.1.0.3:9")));
+}
+
+#[test]
+fn what_is_for_the_host_in_the_end_is_not_translated() {
+    let mut router = router("-A PREROUTING -p udp --dport 53 -j REDIRECT --to-ports 5353\n");
+    assert_eq!(router.one(PortId::LAN, &query()), None);
+    assert_eq!(router.drops(DropReason::NatToHost), 1);
+    router.policy.host_nat = true;
+    assert_eq!(router.one(PortId::LAN, &query()), None);
+    assert_eq!(router.effects.punt.drain(..).next().expect("one").1.bytes(), query(), "as it came");
+    assert!(router.shard.conntrack.is_empty());
+}
+
+#[test]
+fn no_port_is_given_twice() {
+    let mut router = router("-A POSTROUTING -p udp -j SNAT --to-source 10.2.0.9:2000-2002\n");
+    let mut given: Vec<u16> = Vec::new();
+    for port in 100..103 {
+        let (_, out) =
+            router.one(PortId::LAN, &udp(PortId::LAN, CLIENT, SERVER, (port, 53), 64, 10)).expect("forwarded");
+        given.push(parse(&out).sport);
+    }
+    given.sort_unstable();
+    assert_eq!(given, [2000, 2001, 2002]);
+    let fourth = udp(PortId::LAN, CLIENT, SERVER, (103, 53), 64, 10);
+    assert_eq!((router.one(PortId::LAN, &fourth), router.drops(DropReason::NatExhausted)), (None, 1));
+    let elsewhere = udp(PortId::LAN, CLIENT, SERVER, (103, 54), 64, 10);
+    assert!(router.one(PortId::LAN, &elsewhere).is_some(), "to another port all are free");
+    router.expire(31_000_000_000);
+    assert!(router.one(PortId::LAN, &fourth).is_some(), "they come back");
+}
+
+/// An ICMP error from `from` to `to` that quotes `quoted` from its IP header on.
+fn error(port: PortId, from: [u8; 4], to: [u8; 4], kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
+    let mut message = vec![kind, code, 0, 0, 0, 0, 0, 0];
+    message.extend(quoted);
+    let check = checksum::finish(checksum::sum(0, &message));
+    message[2..4].copy_from_slice(&check.to_be_bytes());
+    let builder = PacketBuilder::ethernet2([2; 6], mac_to(port)).ipv4(from, to, 64);
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, etherparse::IpNumber::ICMP, &message).expect("writing to memory");
+    bytes
+}
+
+#[test]
+fn errors_are_translated_with_what_they_quote() {
+    let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE\n");
+    let (_, out) = router.one(PortId::LAN, &query()).expect("forwarded");
+    let hop = [10, 2, 0, 77];
+    let told = error(PortId::WAN, hop, WAN, icmp::TIME_EXCEEDED, 0, &out[14..]);
+    let (port, back) = router.one(PortId::WAN, &told).expect("forwarded");
+    let packet = parse(&back);
+    assert_eq!((port, packet.src, packet.dst), (PortId::LAN, ip("10.2.0.77"), ip("10.1.0.2")));
+    let quoted = &back[42..];
+    assert_eq!((ipv4::src(quoted), ipv4::dst(quoted)), (ip("10.1.0.2"), ip("10.2.0.2")));
+    assert!(checksum::is_right(0, &quoted[..20]));
+    let pseudo = checksum::pseudo_header(Family::V4, ip("10.1.0.2"), ip("10.2.0.2"), proto::UDP, 18);
+    assert!(checksum::is_right(pseudo, &quoted[20..38]), "{}", udp_header::checksum(&quoted[20..]));
+    // The other way: from a router inside about what came back.
+    let answer = udp(PortId::WAN, SERVER, WAN, (53, 5000), 64, 10);
+    let (_, inside) = router.one(PortId::WAN, &answer).expect("forwarded");
+    let told = error(PortId::LAN, OTHER, SERVER, icmp::DEST_UNREACHABLE, 3, &inside[14..42]);
+    let (port, out) = router.one(PortId::LAN, &told).expect("forwarded");
+    assert_eq!((port, parse(&out).src), (PortId::WAN, ip("10.2.0.1")));
+    assert_eq!(ipv4::dst(&out[42..]), ip("10.2.0.1"));
+    // Redirects are for nobody behind it.
+    let told = error(PortId::WAN, hop, WAN, icmp::REDIRECT, 1, &out[42..]);
+    let about =
+        error(PortId::WAN, hop, WAN, icmp::REDIRECT, 1, &router.one(PortId::LAN, &query()).expect("forwarded").1[14..]);
+    assert_eq!(router.one(PortId::WAN, &told), None);
+    assert_eq!((router.one(PortId::WAN, &about), router.drops(DropReason::NatRedirect)), (None, 1));
+}
+
+#[test]
+fn the_routers_own_errors_are_translated_too() {
+    let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE\n");
+    router.one(PortId::LAN, &query()).expect("forwarded");
+    // An answer whose time is up here: the server is told in its own terms.
+    let late = udp(PortId::WAN, SERVER, WAN, (53, 5000), 1, 10);
+    let (port, told) = router.one(PortId::WAN, &late).expect("an answer");
+    let packet = parse(&told);
+    assert_eq!((port, packet.src, packet.dst), (PortId::WAN, ip("10.2.0.1"), ip("10.2.0.2")));
+    assert_eq!((ipv4::src(&told[42..]), ipv4::dst(&told[42..])), (ip("10.2.0.2"), ip("10.2.0.1")));
+}
+
+#[test]
+fn an_unreachable_next_hop_is_told_to_the_client_behind() {
+    let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE\n");
+    let to = Ipv4Addr::new(10, 2, 0, 99).octets();
+    assert_eq!(router.one(PortId::LAN, &udp(PortId::LAN, CLIENT, to, (5000, 53), 64, 10)), None);
+    router.builder.set_neighbour(PortId::WAN, ip("10.2.0.99"), Neighbour::Failed);
+    router.routing = router.builder.build();
+    let told = router.expire(3 * SECOND_NS);
+    let [(PortId::LAN, told)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((parse(told).dst, ipv4::src(&told[42..])), (ip("10.1.0.2"), ip("10.1.0.2")));
+}
+
+#[test]
+fn a_masqueraded_connection_ends_when_it_would_leave_elsewhere() {
+    let mut router = router("-A POSTROUTING -j MASQUERADE\n");
+    router.one(PortId::LAN, &query()).expect("forwarded");
+    router.builder.add_route("10.2.0.2/32".parse().expect("a prefix"), PortId::LAN, None);
+    router.routing = router.builder.build();
+    assert_eq!((router.one(PortId::LAN, &query()), router.drops(DropReason::MasqueradeMoved)), (None, 1));
+    assert!(router.shard.conntrack.is_empty());
+}
+
+impl Bench {
+    fn seen_connections(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        self.shard.conntrack.list(0, usize::MAX, self.now, &mut |view| lines.push(view.to_string()));
+        lines
+    }
+}

@@ -1,0 +1,212 @@
+//! Address translation on a packet's way: nat PREROUTING and nat POSTROUTING (nf_nat_core.c, nf_nat_proto.c).
+//!
+//! The rules of nat are asked once for a connection, by its first packet; where none speaks it is bound to what it has
+//! ([`nat::bind_null`]). From then on the connection's two tuples say what each packet becomes. The destination is translated
+//! before the route is looked up, the source when all other rules have been asked; an ICMP error about a packet of the
+//! connection is translated together with what it quotes.
+//!
+//! What is for the host itself in the end is never translated here: its own stack answers, and its answers do not come
+//! this way. It gets the packet as it came, and translates it by the same rules where it has them
+//! ([`crate::snapshot::Policy::host_nat`]).
+
+use super::{Manip, Passage, Path, Refusal};
+use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Tracked, Tuple};
+use crate::device::Frame;
+use crate::nat;
+use crate::packet::Packet;
+use crate::reply;
+use crate::rewrite::{self, End, Translation};
+use crate::rules::{Hook, NAT_POSTROUTING, NAT_PREROUTING};
+use crate::verdict::DropReason;
+use crate::wire::{Addr, Family, icmp, icmpv6, proto};
+
+/// The end of a packet that a translation changes.
+const fn end_of(manip: Manip) -> End {
+    match manip {
+        Manip::Source => End::Source,
+        Manip::Destination => End::Destination,
+    }
+}
+
+/// What the end of a packet that looks like `tuple` has. (An ICMP query's identifier stands at the source, and belongs to
+/// either.)
+fn at_end(tuple: &Tuple, manip: Manip) -> Translation {
+    let is_icmp = matches!(tuple.proto, proto::ICMP | proto::ICMPV6);
+    match manip {
+        Manip::Source => Translation { addr: tuple.src, port: tuple.sport },
+        Manip::Destination if is_icmp => Translation { addr: tuple.dst, port: tuple.sport },
+        Manip::Destination => Translation { addr: tuple.dst, port: tuple.dport },
+    }
+}
+
+/// Whether a packet is an ICMP error that conntrack has found the connection of.
+fn is_error(packet: &Packet, tracked: &Tracked) -> bool {
+    matches!(tracked.info, CtInfo::Related | CtInfo::RelatedReply) && packet.is_icmp()
+}
+
+impl Path<'_> {
+    /// Whether a packet to the host may be one of a connection that is translated, or become one.
+    #[inline]
+    pub(super) fn may_be_translated(&self, family: Family) -> bool {
+        self.rules(family).has(NAT_PREROUTING) || self.shard.conntrack.translates()
+    }
+
+    /// Has the translation of a new connection decided.
+    #[inline]
+    pub(super) fn bind(
+        &mut self,
+        manip: Manip,
+        frame: &mut Frame,
+        packet: &mut Packet,
+        passage: &mut Passage,
+    ) -> Result<(), Refusal> {
+        match passage.tracked.conn == ConnRef::Prepared && self.rules(packet.family).has(NAT_PREROUTING) {
+            true => self.bind_new(manip, frame, packet, passage),
+            false => Ok(()),
+        }
+    }
+
+    fn bind_new(
+        &mut self,
+        manip: Manip,
+        frame: &mut Frame,
+        packet: &mut Packet,
+        passage: &mut Passage,
+    ) -> Result<(), Refusal> {
+        // That of an expected connection is decided when it begins.
+        if self.shard.conntrack.is_bound(manip) {
+            return Ok(());
+        }
+        let (chain, hook) = match manip {
+            Manip::Destination => (NAT_PREROUTING, Hook::Prerouting),
+            Manip::Source => (NAT_POSTROUTING, Hook::Postrouting),
+        };
+        self.meet(chain, hook, frame, packet, passage, None)?;
+        let super::Shard { conntrack, dice, .. } = &mut *self.shard;
+        if !conntrack.is_bound(manip) {
+            nat::bind_null(conntrack, manip, &mut || dice.draw(), self.now);
+        }
+        passage.tracked.status = conntrack.conn(ConnRef::Prepared).map_or(CtStatus::default(), |conn| conn.status());
+        Ok(())
+    }
+
+    /// Where a packet goes once its destination is translated.
+    #[inline]
+    pub(super) fn translated_destination(&self, packet: &Packet, tracked: &Tracked) -> Addr {
+        let direction = tracked.info.direction();
+        match tracked.status.any(Manip::Destination.in_direction(direction).status()) {
+            true => self.shard.conntrack.translation(tracked.conn, direction).map_or(packet.dst, |to| to.dst),
+            false => packet.dst,
+        }
+    }
+
+    /// Gives one end of a packet what its connection says (`nf_nat_inet_fn` when all is decided, `nf_nat_packet`).
+    #[inline]
+    pub(super) fn translate(
+        &mut self,
+        manip: Manip,
+        frame: &mut Frame,
+        packet: &mut Packet,
+        tracked: &Tracked,
+    ) -> Result<(), DropReason> {
+        if is_error(packet, tracked) {
+            return self.translate_error(manip, frame, packet, tracked);
+        }
+        let direction = tracked.info.direction();
+        if !tracked.status.any(manip.in_direction(direction).status()) {
+            return Ok(());
+        }
+        let Some(to) = self.shard.conntrack.translation(tracked.conn, direction) else { return Ok(()) };
+        match rewrite::translate(frame.bytes_mut(), packet, end_of(manip), at_end(&to, manip)) {
+            true => Ok(()),
+            false => Err(DropReason::NatMalformed),
+        }
+    }
+
+    /// `nf_nat_icmp_reply_translation`, `nf_nat_icmpv6_reply_translation`.
+    #[cold]
+    fn translate_error(
+        &mut self,
+        manip: Manip,
+        frame: &mut Frame,
+        packet: &mut Packet,
+        tracked: &Tracked,
+    ) -> Result<(), DropReason> {
+        let &Tracked { info, conn, status } = tracked;
+        let active = status.any(CtStatus::NAT) || self.rules(packet.family).has(NAT_PREROUTING);
+        if !active {
+            return Ok(());
+        }
+        // conntrack has looked at the checksum, unless it was told not to.
+        if !self.shard.conntrack.settings().checksum && !reply::is_whole(frame.bytes(), packet) {
+            return Err(DropReason::NatMalformed);
+        }
+        let redirect = match packet.family {
+            Family::V4 => icmp::REDIRECT,
+            Family::V6 => icmpv6::REDIRECT,
+        };
+        let done = status.any(CtStatus::SRC_NAT_DONE) && status.any(CtStatus::DST_NAT_DONE);
+        if packet.icmp_type() == redirect && (!done || status.any(CtStatus::NAT)) {
+            return Err(DropReason::NatRedirect);
+        }
+        let direction = info.direction();
+        if !status.any(manip.in_direction(direction).status()) {
+            return Ok(());
+        }
+        let Some(quoted) = self.shard.conntrack.tuple(conn, direction.other()) else { return Ok(()) };
+        let outer = match manip {
+            Manip::Source => quoted.dst,
+            Manip::Destination => quoted.src,
+        };
+        let inner = at_end(&quoted, manip.other());
+        match rewrite::translate_error(frame.bytes_mut(), packet, end_of(manip), inner, outer) {
+            true => Ok(()),
+            false => Err(DropReason::NatMalformed),
+        }
+    }
+
+    /// Whom an answer to this packet goes to: the source it had before it was translated.
+    pub(super) fn answered_address(&self, packet: &Packet, tracked: &Tracked) -> Addr {
+        let back = backwards(tracked);
+        let undone = Packet { dst: packet.src, ..*packet };
+        self.translated_destination(&undone, &back)
+    }
+
+    /// Translates an answer of the router's own to a packet of a connection: it leaves as one of the same connection, the
+    /// other way (`nf_ct_attach`), through OUTPUT and POSTROUTING. `false`: it cannot be.
+    #[cold]
+    pub(super) fn translate_answer(&mut self, frame: &mut Frame, of: &Packet, tracked: &Tracked) -> bool {
+        if !tracked.status.any(CtStatus::NAT) {
+            return true;
+        }
+        let Ok(mut packet) = Packet::parse(frame.bytes(), of.port, false) else { return false };
+        let back = backwards(tracked);
+        let manips = [Manip::Destination, Manip::Source];
+        manips.into_iter().all(|manip| self.translate(manip, frame, &mut packet, &back).is_ok())
+    }
+
+    /// The connection of a packet that has been translated already.
+    #[cold]
+    pub(super) fn connection_of_translated(&mut self, packet: &Packet) -> Tracked {
+        let conntrack = &mut self.shard.conntrack;
+        let found =
+            Tuple::of(packet).inverse().and_then(|back| conntrack.lookup(&back, conntrack.hash(&back), self.now));
+        let Some((id, direction)) = found else { return Tracked::INVALID };
+        let info = match direction.other() {
+            Direction::Original => CtInfo::Established,
+            Direction::Reply => CtInfo::EstablishedReply,
+        };
+        let conn = ConnRef::Confirmed(id);
+        let status = conntrack.conn(conn).map_or(CtStatus::default(), |conn| conn.status());
+        Tracked { info, conn, status }
+    }
+}
+
+/// What conntrack would say of the answer to a packet.
+fn backwards(tracked: &Tracked) -> Tracked {
+    let info = match tracked.info.direction() {
+        Direction::Original => CtInfo::RelatedReply,
+        Direction::Reply => CtInfo::Related,
+    };
+    Tracked { info, ..*tracked }
+}

@@ -1,0 +1,124 @@
+//! Which port a connection is given, when it cannot keep its own: [`choose`], Linux's `nf_nat_l4proto_unique_tuple`.
+//!
+//! Ports are tried one after the other from a random one on (with DNAT and without `--random` from the first), at most
+//! 128; where all are taken, from other random ones, 64, 32, 16 and 8. So a search takes 248 lookups at most, however
+//! full the range is, and they do not wait for each other: those ahead are prefetched. Of a range of which 99 in 100
+//! are taken it finds a port in 92 of 100 searches; of one that is full, none, and the connection's packet is dropped.
+//! What that costs is measured in `bench/nat.rs`.
+//!
+//! Of no range, a source keeps to the class its port is of: 1 to 511, 600 to 1023, or 1024 to 65535.
+
+use crate::conntrack::{Conntrack, Manip, Tuple};
+use crate::rules::{NatPorts, NatRange};
+use crate::time::Instant;
+use crate::wire::proto;
+
+/// Tries of the first round (`NF_NAT_MAX_ATTEMPTS`).
+const ATTEMPTS: u32 = 128;
+/// From so many tries before a round's end on, connections that are over give way (`NF_NAT_HARDER_THRESH`).
+const HARDER: u32 = 32;
+/// No round is shorter than half of this.
+const LAST_ROUND: u32 = 16;
+/// Buckets asked for ahead.
+const AHEAD: u32 = 8;
+
+/// Whether the number of a protocol at one end is within a range of ports (`l4proto_in_range`); true for those without.
+pub(super) fn is_within(tuple: &Tuple, manip: Manip, ports: &NatPorts) -> bool {
+    let number = match (tuple.proto, manip) {
+        (proto::ICMP | proto::ICMPV6, _) => tuple.sport,
+        (proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP | proto::GRE, Manip::Source) => tuple.sport,
+        (proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP | proto::GRE, Manip::Destination) => tuple.dport,
+        _ => return true,
+    };
+    (ports.low..=ports.high).contains(&number)
+}
+
+/// Where the numbers are that may be tried.
+struct Span {
+    low: u32,
+    size: u32,
+    /// Which end of the tuple.
+    end: Manip,
+}
+
+/// `None`: the number cannot be changed.
+fn span_of(conntrack: &Conntrack, tuple: &Tuple, range: &NatRange, manip: Manip) -> Option<Span> {
+    let given = range.ports.map(|NatPorts { low, high, .. }| (u32::from(low), u32::from(high) - u32::from(low) + 1));
+    let (own, end) = match tuple.proto {
+        proto::ICMP | proto::ICMPV6 => ((0, 65_536), Manip::Source),
+        // Only a call that PPTP announced has keys that somebody else is told.
+        proto::GRE if !conntrack.is_expected() => return None,
+        proto::GRE => ((1, 65_535), manip),
+        proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP => {
+            let own = match (manip, tuple.sport) {
+                (Manip::Destination, _) if given.is_none() => return None,
+                (_, 0..512) => (1, 511),
+                (_, 512..1024) => (600, 424),
+                _ => (1024, 64_512),
+            };
+            (own, manip)
+        }
+        _ => return None,
+    };
+    let (low, size) = given.unwrap_or(own);
+    Some(Span { low, size, end })
+}
+
+impl Span {
+    fn put(&self, tuple: &mut Tuple, offset: u16) {
+        let number = (self.low + u32::from(offset) % self.size) as u16;
+        match self.end {
+            Manip::Source => tuple.sport = number,
+            Manip::Destination => tuple.dport = number,
+        }
+    }
+}
+
+/// Gives `tuple` a number at one end with which it is not taken. `false`: none was found; the tuple has the last one tried.
+pub(super) fn choose(
+    conntrack: &mut Conntrack,
+    tuple: &mut Tuple,
+    range: &NatRange,
+    manip: Manip,
+    random: &mut dyn FnMut() -> u16,
+    now: Instant,
+) -> bool {
+    let Some(span) = span_of(conntrack, tuple, range, manip) else { return !conntrack.is_taken(tuple, now) };
+    let number = if span.end == Manip::Source { tuple.sport } else { tuple.dport };
+    let mut offset = match range.ports.and_then(|ports| ports.base) {
+        Some(base) => number.wrapping_sub(base),
+        None if range.random || range.random_fully || manip == Manip::Source => random(),
+        None => 0,
+    };
+    let mut attempts = span.size.min(ATTEMPTS);
+    loop {
+        for tried in 0..attempts {
+            if tried == 1 {
+                prefetch(conntrack, *tuple, &span, offset, 0..AHEAD.min(attempts));
+            } else if tried > 1 {
+                prefetch(conntrack, *tuple, &span, offset, AHEAD..AHEAD + 1);
+            }
+            span.put(tuple, offset);
+            let taken = match attempts - tried <= HARDER {
+                true => conntrack.is_taken_for_good(tuple, now),
+                false => conntrack.is_taken(tuple, now),
+            };
+            if !taken {
+                return true;
+            }
+            offset = offset.wrapping_add(1);
+        }
+        if attempts >= span.size || attempts < LAST_ROUND {
+            return false;
+        }
+        attempts /= 2;
+        offset = random();
+    }
+}
+
+fn prefetch(conntrack: &Conntrack, mut tuple: Tuple, span: &Span, offset: u16, ahead: core::ops::Range<u32>) {
+    for step in ahead {
+        span.put(&mut tuple, offset.wrapping_add(step as u16));
+        conntrack.prefetch_taken(&tuple);
+    }
+}
