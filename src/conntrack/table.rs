@@ -4,7 +4,9 @@
 //! same number, lie what TCP remembers and the addresses of IPv6. The latter is address space given by the kernel at
 //! start and memory only from the first IPv6 connection on; free records are used again last in, first out, so it grows
 //! no further than the most connections there ever were. Two more arrays of that kind are for translated connections: the
-//! addresses of an IPv6 reply, and the port that a connection is masqueraded on. The index is an array of buckets of one cache line, each with
+//! addresses of an IPv6 reply, and the port that a connection is masqueraded on.
+//!
+//! The index is an array of buckets of one cache line, each with
 //! twelve slots: an 8-bit tag taken from the key's hash, and the record's number with the
 //! direction of the key in its top bit. A key lives in its home bucket or, when that is full, in one of the next
 //! [`REACH_MAX`]; the home bucket counts the keys that had to go elsewhere and how far, so a lookup reads one bucket

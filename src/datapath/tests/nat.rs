@@ -175,6 +175,28 @@ fn an_unreachable_next_hop_is_told_to_the_client_behind() {
 }
 
 #[test]
+fn an_error_that_quotes_too_little_goes_no_further() {
+    let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE\n");
+    let (_, out) = router.one(PortId::LAN, &query()).expect("forwarded");
+    // Ports, but not the eight bytes that every router quotes.
+    let told = error(PortId::WAN, SERVER, WAN, icmp::DEST_UNREACHABLE, 3, &out[14..38]);
+    assert_eq!((router.one(PortId::WAN, &told), router.drops(DropReason::NatMalformed)), (None, 1));
+}
+
+#[test]
+fn nothing_is_masqueraded_without_an_address() {
+    let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE\n");
+    let mut builder = RoutingBuilder::new();
+    builder.add_port(PortId::LAN, "lan0", LAN_MAC, 1500).add_port(PortId::WAN, "wan0", WAN_MAC, 1400).add_route(
+        "0.0.0.0/0".parse().expect("a prefix"),
+        PortId::WAN,
+        Some(ip("10.2.0.2")),
+    );
+    router.routing = builder.build();
+    assert_eq!((router.one(PortId::LAN, &query()), router.drops(DropReason::NatNoAddress)), (None, 1));
+}
+
+#[test]
 fn a_masqueraded_connection_ends_when_it_would_leave_elsewhere() {
     let mut router = router("-A POSTROUTING -j MASQUERADE\n");
     router.one(PortId::LAN, &query()).expect("forwarded");
