@@ -51,7 +51,7 @@ pub struct Conn {
     pub(super) dport: u16,
     pub(super) zone: u16,
     pub(super) proto: u8,
-    /// [`Conn::COUNTED`], [`Conn::FIXED_TIMEOUT`], [`Conn::CHANGED`], [`Conn::MOVED`], [`Conn::MASQUERADED`], [`Conn::V6`].
+    /// [`Conn::COUNTED`], [`Conn::FIXED_TIMEOUT`], [`Conn::CHANGED`], [`Conn::MOVED`], [`Conn::NOTED`], [`Conn::V6`].
     pub(super) flags: u8,
     pub(super) expires: Instant,
     pub(super) status: CtStatus,
@@ -86,8 +86,8 @@ impl Conn {
     const ZONE_ORIGINAL: u8 = 0x10;
     /// Its zone is that of the reply tuple only.
     const ZONE_REPLY: u8 = 0x20;
-    /// Its source became the address of the interface it leaves by (MASQUERADE); which one lies beside.
-    pub(super) const MASQUERADED: u8 = 0x40;
+    /// Something of its translation is noted beside ([`TranslationNote`]).
+    pub(super) const NOTED: u8 = 0x40;
     /// It is of IPv6.
     const V6: u8 = 0x80;
 
@@ -239,6 +239,32 @@ impl Conn {
     }
 }
 
+/// What few translated connections have, one byte for each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct TranslationNote(pub(super) u8);
+
+impl TranslationNote {
+    pub(super) const NONE: TranslationNote = TranslationNote(0);
+    /// It uses the mapping of its source.
+    pub(super) const OUTWARD: u8 = 4;
+    /// It uses the mapping of its destination.
+    pub(super) const INWARD: u8 = 8;
+    const PORT: u8 = 3;
+
+    /// The port whose address it has been given (MASQUERADE).
+    pub(super) fn masquerade(self) -> Option<PortId> {
+        (self.0 & TranslationNote::PORT).checked_sub(1).map(PortId)
+    }
+
+    pub(super) fn set_masquerade(&mut self, port: PortId) {
+        self.0 = self.0 & !TranslationNote::PORT | (port.0 + 1);
+    }
+
+    pub(super) fn has(self, bit: u8) -> bool {
+        self.0 & bit != 0
+    }
+}
+
 /// A connection that the table does not hold: all parts of its record in one place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prepared {
@@ -246,8 +272,9 @@ pub(super) struct Prepared {
     pub(super) addresses: [[Addr; 2]; 2],
     pub(super) conn: Conn,
     pub(super) tcp: TcpRecord,
-    /// The port it is masqueraded on.
-    pub(super) masquerade: Option<PortId>,
+    pub(super) note: TranslationNote,
+    /// If it uses a mapping outwards, it lets others in through it.
+    pub(super) opens: bool,
     /// Address translation has found no tuple for it that is free.
     pub(super) exhausted: bool,
 }
@@ -263,7 +290,14 @@ impl Prepared {
     pub(super) fn in_zone(tuple: Tuple, zone: Zone) -> Prepared {
         let conn = Conn::new(&tuple, zone);
         let addresses = [[tuple.src, tuple.dst]; 2];
-        let mut new = Prepared { addresses, conn, tcp: TcpRecord::BLANK, masquerade: None, exhausted: false };
+        let mut new = Prepared {
+            addresses,
+            conn,
+            tcp: TcpRecord::BLANK,
+            note: TranslationNote::NONE,
+            opens: false,
+            exhausted: false,
+        };
         // Only invertible tuples become connections.
         new.set_reply(&tuple.inverse().unwrap_or(tuple));
         new
@@ -289,6 +323,16 @@ mod tests {
     fn a_record_is_one_cache_line() {
         assert_eq!((size_of::<Conn>(), align_of::<Conn>()), (64, 64));
         assert!(size_of::<TcpRecord>() <= 40);
+    }
+
+    #[test]
+    fn a_note_has_room_for_every_port() {
+        for port in PortId::ALL {
+            let mut note = TranslationNote(TranslationNote::OUTWARD);
+            note.set_masquerade(port);
+            assert_eq!((note.masquerade(), note.has(TranslationNote::OUTWARD)), (Some(port), true));
+        }
+        assert_eq!(TranslationNote::NONE.masquerade(), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod generic;
 mod icmp;
 mod json;
 mod list;
+mod mapping;
 mod sctp;
 mod settings;
 mod source;

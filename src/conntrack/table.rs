@@ -4,7 +4,7 @@
 //! same number, lie what TCP remembers and the addresses of IPv6. The latter is address space given by the kernel at
 //! start and memory only from the first IPv6 connection on; free records are used again last in, first out, so it grows
 //! no further than the most connections there ever were. Two more arrays of that kind are for translated connections: the
-//! addresses of an IPv6 reply, and the port that a connection is masqueraded on.
+//! addresses of an IPv6 reply, and a byte of notes.
 //!
 //! The index is an array of buckets of one cache line, each with
 //! twelve slots: an 8-bit tag taken from the key's hash, and the record's number with the
@@ -26,11 +26,10 @@
 //!
 //! Invariants: a record is CONFIRMED exactly when both its keys are in the index; each key is there once.
 
-use super::conn::{Conn, ConnId, END, Prepared};
+use super::conn::{Conn, ConnId, END, Prepared, TranslationNote};
 use super::tcp::TcpRecord;
 use super::tuple::{CtStatus, Direction, Tuple};
 use crate::arch;
-use crate::device::PortId;
 use crate::wire::{Addr, Family, proto};
 
 /// Slots in a bucket.
@@ -103,8 +102,8 @@ pub(super) struct Table {
     v6: Vec<AddressesV6>,
     /// Of the reply tuple, by record number; of translated IPv6 connections only.
     v6_reply: Vec<AddressesV6>,
-    /// By record number; of masqueraded connections only.
-    masquerade: Vec<u8>,
+    /// By record number; of connections that have one only.
+    notes: Vec<u8>,
     free: u32,
     len: usize,
 }
@@ -162,7 +161,7 @@ impl Table {
             // less than a microsecond, a huge one a hundred, and this happens while packets are forwarded.
             v6: vec![[0; 2]; capacity],
             v6_reply: vec![[0; 2]; capacity],
-            masquerade: vec![0; capacity],
+            notes: vec![0; capacity],
             free: 0,
             len: 0,
         }
@@ -278,11 +277,18 @@ impl Table {
         })
     }
 
-    /// The port that a connection is masqueraded on.
-    pub(super) fn masquerade(&self, id: ConnId) -> Option<PortId> {
+    /// This is not so after all.
+    pub(super) fn clear_note(&mut self, id: ConnId, bit: u8) {
+        self.notes[id.index()] &= !bit;
+    }
+
+    /// What is noted of a connection's translation.
+    pub(super) fn note(&self, id: ConnId) -> TranslationNote {
         let conn = &self.records[id.index()];
-        let port = PortId(self.masquerade[id.index()]);
-        (conn.flags & Conn::MASQUERADED != 0).then_some(port)
+        match conn.flags & Conn::NOTED {
+            0 => TranslationNote::NONE,
+            _ => TranslationNote(self.notes[id.index()]),
+        }
     }
 
     /// Whether this is the tuple of one direction of a connection.
@@ -387,9 +393,9 @@ impl Table {
                 self.v6_reply[id.index()] = [reply.src, reply.dst].map(Addr::bits);
             }
         }
-        if let Some(port) = new.masquerade {
-            self.records[id.index()].flags |= Conn::MASQUERADED;
-            self.masquerade[id.index()] = port.0;
+        if new.note != TranslationNote::NONE {
+            self.records[id.index()].flags |= Conn::NOTED;
+            self.notes[id.index()] = new.note.0;
         }
         self.len += 1;
         Ok(id)
@@ -508,7 +514,7 @@ impl Table {
 
     /// Bytes of memory that translated connections take when they come, at most.
     pub(super) fn translated_bytes(&self) -> usize {
-        self.capacity() * (size_of::<AddressesV6>() + size_of::<u8>())
+        self.capacity() * (size_of::<AddressesV6>() + size_of::<TranslationNote>())
     }
 
     /// Checks every invariant, slowly.

@@ -35,6 +35,7 @@ use super::conn::{Conn, ConnId, Prepared, UNLINKED};
 use super::event::{Event, EventKind, Recorder};
 use super::icmp::{self, Message};
 use super::list::{ConnView, Counter, StateView};
+use super::mapping::Mappings;
 use super::settings::Settings;
 use super::source::Sources;
 use super::statistics::{Memory, Statistics};
@@ -100,6 +101,7 @@ pub struct Conntrack {
     table: Table,
     wheel: Wheel,
     sources: Sources,
+    mappings: Mappings,
     /// `expires` is the timeout itself until it is confirmed.
     prepared: Option<Prepared>,
     prepared_counter: Counter,
@@ -129,11 +131,13 @@ impl Conntrack {
         let hand = Hand::new(settings.max);
         let starts = if settings.timestamp { vec![Instant::ZERO; settings.max] } else { Vec::new() };
         let sources = Sources::new(settings.max);
+        let mappings = Mappings::new(settings.max);
         Conntrack {
             settings,
             table,
             wheel: Wheel::new(),
             sources,
+            mappings,
             prepared: None,
             prepared_counter: Counter::default(),
             hand,
@@ -362,6 +366,7 @@ impl Conntrack {
             self.wheel.hang(record, id, now);
         }
         self.note_source(id, true);
+        self.hold_mappings(id, new.opens);
         self.statistics.insert += 1;
         self.tell(EventKind::New, id, now, 0);
         Ok(())
@@ -492,7 +497,7 @@ impl Conntrack {
         let (start, v6) = self.table.memory_bytes();
         let beside = self.counters.len() * size_of::<[Counter; 2]>() + self.starts.len() * size_of::<Instant>();
         let start_bytes = start + beside + size_of::<Conntrack>();
-        let nat_bytes = self.table.translated_bytes() + self.sources.memory_bytes();
+        let nat_bytes = self.table.translated_bytes() + self.sources.memory_bytes() + self.mappings.memory_bytes();
         Memory { entries: self.capacity(), start_bytes, v6_bytes: v6, nat_bytes }
     }
 
@@ -565,6 +570,7 @@ impl Conntrack {
     fn remove(&mut self, id: ConnId, now: Instant, by: u32) {
         self.tell(EventKind::Destroy, id, now, by);
         self.note_source(id, false);
+        self.release_mappings(id);
         self.table.remove(id);
     }
 

@@ -83,6 +83,9 @@ impl Path<'_> {
         };
         self.meet(chain, hook, frame, packet, passage, None)?;
         let super::Shard { conntrack, dice, .. } = &mut *self.shard;
+        if manip == Manip::Destination && !conntrack.is_bound(manip) {
+            nat::bind_opened(conntrack, &mut || dice.draw(), self.now);
+        }
         if !conntrack.is_bound(manip) {
             nat::bind_null(conntrack, manip, &mut || dice.draw(), self.now);
         }

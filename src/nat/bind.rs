@@ -1,9 +1,10 @@
-//! The prepared connection's translation is decided: [`bind`], [`bind_null`].
+//! The prepared connection's translation is decided: [`bind`], [`bind_null`], and beyond Linux [`bind_opened`].
 
 use super::{address, ports};
 use crate::conntrack::{Conntrack, Manip, Tuple};
-use crate::rules::{NatPorts, NatRange};
+use crate::rules::{Independence, NatPorts, NatRange};
 use crate::time::Instant;
+use crate::wire::proto;
 
 /// Gives the prepared connection an address and port of `range` at one end (`nf_nat_setup_info`). Does nothing for any other
 /// packet. `random` gives 16 random bits, others each time. When no tuple is free the connection has one that is taken, and
@@ -13,9 +14,48 @@ pub fn bind(conntrack: &mut Conntrack, manip: Manip, range: &NatRange, random: &
         return;
     }
     let Some(current) = conntrack.prepared_tuple() else { return };
-    let (tuple, free) = unique_tuple(conntrack, current, manip, range, random, now);
+    let has_ports = matches!(current.proto, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP);
+    let (tuple, free) = match range.independence {
+        Independence::Mapping | Independence::Filtering if manip == Manip::Source && has_ports => {
+            mapped_tuple(conntrack, current, range, random, now)
+        }
+        _ => unique_tuple(conntrack, current, manip, range, random, now),
+    };
     conntrack.set_exhausted(!free);
     conntrack.bind(manip, &tuple);
+}
+
+/// Translates the destination of a packet that comes in through a port that somebody has opened by endpoint-independent
+/// filtering. Does nothing where nobody has.
+pub fn bind_opened(conntrack: &mut Conntrack, random: &mut dyn FnMut() -> u16, now: Instant) {
+    let Some(to) = conntrack.prepared_tuple().and_then(|tuple| conntrack.opened_destination(&tuple)) else { return };
+    let ports = Some(NatPorts { low: to.dport, high: to.dport, base: None });
+    let range = NatRange { addresses: Some((to.dst, to.dst)), ports, ..NatRange::default() };
+    bind(conntrack, Manip::Destination, &range, random, now);
+    conntrack.use_mapping();
+}
+
+/// What the source has been given already, whoever it talked to; else what it will always be given from now on. All ports of
+/// a client are given the same address (RFC 4787, REQ-2).
+fn mapped_tuple(
+    conntrack: &mut Conntrack,
+    current: Tuple,
+    range: &NatRange,
+    random: &mut dyn FnMut() -> u16,
+    now: Instant,
+) -> (Tuple, bool) {
+    let within = |tuple: &Tuple| range.addresses.is_none_or(|(first, last)| (first..=last).contains(&tuple.src));
+    let (tuple, free) = match conntrack.mapped_source(&current).filter(within) {
+        Some(tuple) => (tuple, !conntrack.is_taken(&tuple, now)),
+        None => {
+            let range = NatRange { persistent: true, ..*range };
+            unique_tuple(conntrack, current, Manip::Source, &range, random, now)
+        }
+    };
+    if free {
+        conntrack.map_source(range.independence == Independence::Filtering);
+    }
+    (tuple, free)
 }
 
 /// No rule wants it translated: it keeps its address, and its port where that is free (`nf_nat_alloc_null_binding`).

@@ -30,7 +30,8 @@ impl Conntrack {
             addresses: tuples.map(|tuple| [tuple.src, tuple.dst]),
             conn: Conn { shortcut: [0; 2], link: UNLINKED, ..*conn },
             tcp: self.table.tcp(id),
-            masquerade: self.table.masquerade(id),
+            note: self.table.note(id),
+            opens: false,
             exhausted: false,
         };
         Some(ConnCopy {

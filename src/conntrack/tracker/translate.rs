@@ -2,7 +2,8 @@
 //! (nf_nat_core.c's half of it). Which tuple a connection gets is `nat`'s affair.
 
 use super::{ConnRef, Conntrack, Tracked};
-use crate::conntrack::conn::{Conn, ConnId, Prepared};
+use crate::conntrack::conn::{Conn, ConnId, Prepared, TranslationNote};
+use crate::conntrack::mapping::Side;
 use crate::conntrack::tcp::TcpState;
 use crate::conntrack::template::Zone;
 use crate::conntrack::tuple::{CtStatus, Direction, Tuple};
@@ -91,9 +92,9 @@ impl Conntrack {
     }
 
     /// Whether a prepared connection looking like `tuple` would be taken for another: its reply tuple is one of a live
-    /// connection in the zone already (`nf_nat_used_tuple`).
+    /// connection in the zone already (`nf_nat_used_tuple`); or its source belongs to another.
     pub fn is_taken(&mut self, tuple: &Tuple, now: Instant) -> bool {
-        self.holder(tuple, now).is_some()
+        self.is_mapped(tuple) || self.holder(tuple, now).is_some()
     }
 
     fn holder(&mut self, tuple: &Tuple, now: Instant) -> Option<(ConnId, Direction)> {
@@ -106,6 +107,9 @@ impl Conntrack {
     /// [`Conntrack::is_taken`], but a TCP connection that is over gives way to a later one (`nf_nat_used_tuple_harder`): one
     /// translated at its source, in TIME_WAIT or CLOSE, whose last sequence number the new SYN is beyond.
     pub fn is_taken_for_good(&mut self, tuple: &Tuple, now: Instant) -> bool {
+        if self.is_mapped(tuple) {
+            return true;
+        }
         let Some((id, direction)) = self.holder(tuple, now) else { return false };
         let Some(Prepared { conn: new, tcp, .. }) = &self.prepared else { return true };
         let begins = new.proto == proto::TCP && TcpState::of(new) == TcpState::SynSent;
@@ -163,10 +167,93 @@ impl Conntrack {
         }
     }
 
+    /// The source outside that belongs to the prepared connection's source, put into `tuple`.
+    pub fn mapped_source(&self, tuple: &Tuple) -> Option<Tuple> {
+        let outer = self.mappings.outer(&self.prepared_source()?)?;
+        Some(Tuple { src: outer.addr, sport: outer.port, ..*tuple })
+    }
+
+    /// Whether the source of `tuple` belongs to another than the prepared connection's source.
+    fn is_mapped(&self, tuple: &Tuple) -> bool {
+        let owner = || self.mappings.inner(&Side { zone: self.prepared_zone().id, ..source_side(tuple) });
+        !self.mappings.is_empty() && owner().is_some_and(|inner| Some(inner) != self.prepared_source())
+    }
+
+    /// Whom the destination of `tuple` belongs to, if others may begin connections through it; put into `tuple`.
+    pub fn opened_destination(&self, tuple: &Tuple) -> Option<Tuple> {
+        if self.mappings.is_empty() {
+            return None;
+        }
+        let outer = Side { zone: self.prepared_zone().id, ..destination_side(tuple) };
+        let inner = self.mappings.open(&outer)?;
+        Some(Tuple { dst: inner.addr, dport: inner.port, ..*tuple })
+    }
+
+    /// The prepared connection's source belongs from now on to what it has become, whoever is talked to; with `open`, others
+    /// may begin connections through it.
+    pub fn map_source(&mut self, open: bool) {
+        if let Some(new) = &mut self.prepared {
+            new.note.0 |= TranslationNote::OUTWARD;
+            new.opens = open;
+        }
+    }
+
+    /// The prepared connection comes in through a mapping.
+    pub fn use_mapping(&mut self) {
+        if let Some(new) = &mut self.prepared {
+            new.note.0 |= TranslationNote::INWARD;
+        }
+    }
+
+    fn prepared_source(&self) -> Option<Side> {
+        let new = self.prepared.as_ref()?;
+        Some(Side { zone: new.conn.zone().id, ..source_side(&new.tuple(Direction::Original)) })
+    }
+
+    /// Inner and outer side of the mappings that a connection may use: of its source, of its destination.
+    fn sides(&self, id: ConnId) -> [(Side, Side); 2] {
+        let [original, reply] =
+            [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
+        let zone = self.table.get(id).zone().id;
+        let in_zone = |side: Side| Side { zone, ..side };
+        [
+            (in_zone(source_side(&original)), in_zone(destination_side(&reply))),
+            (in_zone(source_side(&reply)), in_zone(destination_side(&original))),
+        ]
+    }
+
+    /// A connection comes into the table.
+    pub(super) fn hold_mappings(&mut self, id: ConnId, opens: bool) {
+        let note = self.table.note(id);
+        if !note.has(TranslationNote::OUTWARD | TranslationNote::INWARD) {
+            return;
+        }
+        for (bit, (inner, outer)) in [TranslationNote::OUTWARD, TranslationNote::INWARD].into_iter().zip(self.sides(id))
+        {
+            if note.has(bit) && !self.mappings.hold(inner, outer, opens && bit == TranslationNote::OUTWARD) {
+                self.table.clear_note(id, bit);
+            }
+        }
+    }
+
+    /// A connection leaves the table.
+    pub(super) fn release_mappings(&mut self, id: ConnId) {
+        let note = self.table.note(id);
+        if !note.has(TranslationNote::OUTWARD | TranslationNote::INWARD) {
+            return;
+        }
+        for (bit, (inner, outer)) in [TranslationNote::OUTWARD, TranslationNote::INWARD].into_iter().zip(self.sides(id))
+        {
+            if note.has(bit) {
+                self.mappings.release(inner, outer);
+            }
+        }
+    }
+
     /// The prepared connection goes when the address of this port does.
     pub fn set_masquerade(&mut self, port: PortId) {
         if let Some(new) = &mut self.prepared {
-            new.masquerade = Some(port);
+            new.note.set_masquerade(port);
         }
     }
 
@@ -187,7 +274,9 @@ impl Conntrack {
     /// The packet is to be dropped.
     pub fn check_masquerade(&mut self, tracked: &Tracked, out: PortId, now: Instant) -> Result<(), DropReason> {
         let ConnRef::Confirmed(id) = tracked.conn else { return Ok(()) };
-        if tracked.info.direction() == Direction::Reply || self.table.masquerade(id).is_none_or(|port| port == out) {
+        if tracked.info.direction() == Direction::Reply
+            || self.table.note(id).masquerade().is_none_or(|port| port == out)
+        {
             return Ok(());
         }
         self.remove(id, now, 0);
@@ -205,6 +294,14 @@ impl Conntrack {
             false => self.sources.remove(id, hash),
         }
     }
+}
+
+fn source_side(tuple: &Tuple) -> Side {
+    Side { addr: tuple.src, port: tuple.sport, proto: tuple.proto, zone: 0 }
+}
+
+fn destination_side(tuple: &Tuple) -> Side {
+    Side { addr: tuple.dst, port: tuple.dport, proto: tuple.proto, zone: 0 }
 }
 
 /// Of an original tuple, what `same_src` compares.

@@ -19,6 +19,9 @@ fn router(nat: &str) -> Bench {
     let v6 = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
     router.policy = Policy { host_nat: false, generation: 2, v4: load(Family::V4, &text), v6: load(Family::V6, v6) };
     router.builder.add_neighbour(PortId::LAN, ip("10.1.0.3"), CLIENT_MAC);
+    for server in ["10.2.0.3", "10.2.0.4", "10.2.0.9"] {
+        router.builder.add_neighbour(PortId::WAN, ip(server), SERVER_MAC);
+    }
     router.routing = router.builder.build();
     router
 }
@@ -172,6 +175,41 @@ fn an_unreachable_next_hop_is_told_to_the_client_behind() {
     let told = router.expire(3 * SECOND_NS);
     let [(PortId::LAN, told)] = &told[..] else { panic!("{told:?}") };
     assert_eq!((parse(told).dst, ipv4::src(&told[42..])), (ip("10.1.0.2"), ip("10.1.0.2")));
+}
+
+#[test]
+fn a_port_outside_belongs_to_one_inside_where_that_is_asked() {
+    let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE --endpoint-independent-mapping\n");
+    let mut send = |client: [u8; 4], server: [u8; 4]| {
+        let packet = udp(PortId::LAN, client, server, (5000, 53), 64, 10);
+        parse(&router.one(PortId::LAN, &packet).expect("forwarded").1).sport
+    };
+    let servers = [SERVER, [10, 2, 0, 3], [10, 2, 0, 4]];
+    assert_eq!(servers.map(|server| send(CLIENT, server)), [5000; 3]);
+    let [first, second, third] = servers.map(|server| send(OTHER, server));
+    assert!(first != 5000 && first == second && second == third, "{first} {second} {third}");
+    // Nobody comes in by it.
+    let stranger = udp(PortId::WAN, [10, 2, 0, 9], WAN, (7, 5000), 64, 10);
+    assert_eq!((router.one(PortId::WAN, &stranger), router.effects.punt.len()), (None, 1));
+    router.shard.conntrack.check();
+}
+
+#[test]
+fn whoever_sends_to_an_opened_port_reaches_the_client() {
+    let mut router = router("-A POSTROUTING -o wan0 -p udp -j MASQUERADE --endpoint-independent-filtering\n");
+    let stranger = || udp(PortId::WAN, [10, 2, 0, 9], WAN, (7, 5000), 64, 10);
+    router.one(PortId::LAN, &query()).expect("forwarded");
+    let (port, out) = router.one(PortId::WAN, &stranger()).expect("forwarded");
+    assert_eq!((port, ends(&out)), (PortId::LAN, pair("10.2.0.9:7", "10.1.0.2:5000")));
+    let back = udp(PortId::LAN, CLIENT, [10, 2, 0, 9], (5000, 7), 64, 10);
+    assert_eq!(ends(&router.one(PortId::LAN, &back).expect("forwarded").1), pair("10.2.0.1:5000", "10.2.0.9:7"));
+    // While someone inside uses it, and no longer.
+    router.expire(29_000_000_000);
+    router.one(PortId::WAN, &stranger()).expect("the stranger's connection holds it");
+    router.expire(121_000_000_000);
+    router.expire(1);
+    assert!(router.shard.conntrack.is_empty());
+    assert_eq!((router.one(PortId::WAN, &stranger()), router.effects.punt.len()), (None, 1));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `-j MASQUERADE`: the source becomes the address of the interface the packet leaves by (xt_MASQUERADE.c): [`Masquerade`].
 
-use super::nat_range::{NatRange, NatRequest, NatSource};
+use super::nat_range::{Independence, NatRange, NatRequest, NatSource};
 use crate::conntrack::Manip;
 use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
@@ -12,6 +12,10 @@ use crate::wire::Family;
 const TO_PORTS: u8 = 1;
 const RANDOM: u8 = 2;
 const RANDOM_FULLY: u8 = 3;
+/// Not of Linux.
+const MAPPING: u8 = 4;
+/// Not of Linux.
+const FILTERING: u8 = 5;
 
 /// See the module's head. Addresses are not of the rule.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +29,8 @@ impl Extension for Masquerade {
         OptionSpec::new(TO_PORTS, &["--to-ports"]),
         OptionSpec::new(RANDOM, &["--random"]).arguments(0),
         OptionSpec::new(RANDOM_FULLY, &["--random-fully"]).arguments(0),
+        OptionSpec::new(MAPPING, &["--endpoint-independent-mapping"]).arguments(0),
+        OptionSpec::new(FILTERING, &["--endpoint-independent-filtering"]).arguments(0),
     ];
 
     fn new(_: Family) -> Masquerade {
@@ -35,6 +41,8 @@ impl Extension for Masquerade {
         match id {
             TO_PORTS => self.0.read_ports(given)?,
             RANDOM => self.0.random = true,
+            MAPPING => self.0.independence = self.0.independence.max(Independence::Mapping),
+            FILTERING => self.0.independence = Independence::Filtering,
             _ => self.0.random_fully = true,
         }
         Ok(())
@@ -77,10 +85,11 @@ mod tests {
     use super::*;
     use crate::rules::extension_testing::{read, saved};
 
-    /// What was asked, and what iptables-legacy-save 1.8.9 printed then.
+    /// What was asked, and what iptables-legacy-save 1.8.9 printed then (but for what is not of Linux).
     const SAVED: &[(Family, &str, &str)] = &[
         (Family::V4, "", ""),
         (Family::V4, "--to-ports 1000", "--to-ports 1000"),
+        (Family::V4, "--endpoint-independent-mapping --random", "--random --endpoint-independent-mapping"),
         (Family::V4, "--to-ports 1000-2000", "--to-ports 1000-2000"),
         (Family::V4, "--to-ports 1000-1000", "--to-ports 1000"),
         (Family::V4, "--to-ports 0", "--to-ports 0"),

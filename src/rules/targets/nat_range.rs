@@ -29,6 +29,18 @@ pub struct NatPorts {
     pub base: Option<u16>,
 }
 
+/// How far a translated port depends on whom a client talks to (RFC 4787 sections 4.1 and 5). Linux knows the first only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord)]
+pub enum Independence {
+    /// A port may be given to several clients that talk to different ends.
+    #[default]
+    None,
+    /// `--endpoint-independent-mapping`: a client's port has one port outside, whoever it talks to, and nobody else has that.
+    Mapping,
+    /// `--endpoint-independent-filtering`: and whoever sends there reaches the client, if the filter lets him ("full cone").
+    Filtering,
+}
+
 /// See the module's head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NatRange {
@@ -42,6 +54,8 @@ pub struct NatRange {
     pub random_fully: bool,
     /// `--persistent`
     pub persistent: bool,
+    /// Not of Linux: who else may know what is given.
+    pub independence: Independence,
 }
 
 /// Where the addresses are from that a connection is to be given.
@@ -232,5 +246,10 @@ impl NatRange {
         let flags =
             [(self.random, " --random"), (self.random_fully, " --random-fully"), (self.persistent, " --persistent")];
         flags.iter().filter(|flag| flag.0).for_each(|flag| out.push_str(flag.1));
+        out.push_str(match self.independence {
+            Independence::None => "",
+            Independence::Mapping => " --endpoint-independent-mapping",
+            Independence::Filtering => " --endpoint-independent-filtering",
+        });
     }
 }

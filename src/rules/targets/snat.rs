@@ -1,6 +1,6 @@
 //! `-j SNAT`: the source becomes another address (xt_nat.c): [`Snat`].
 
-use super::nat_range::{NatRange, NatRequest, NatSource};
+use super::nat_range::{Independence, NatRange, NatRequest, NatSource};
 use crate::conntrack::Manip;
 use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
@@ -12,6 +12,10 @@ use crate::wire::Family;
 const TO: u8 = 1;
 const RANDOM: u8 = 2;
 const RANDOM_FULLY: u8 = 3;
+/// Not of Linux.
+const MAPPING: u8 = 5;
+/// Not of Linux.
+const FILTERING: u8 = 6;
 const PERSISTENT: u8 = 4;
 
 /// See the module's head.
@@ -26,6 +30,8 @@ impl Extension for Snat {
         OptionSpec::new(TO, &["--to-source"]),
         OptionSpec::new(RANDOM, &["--random"]).arguments(0),
         OptionSpec::new(RANDOM_FULLY, &["--random-fully"]).arguments(0),
+        OptionSpec::new(MAPPING, &["--endpoint-independent-mapping"]).arguments(0),
+        OptionSpec::new(FILTERING, &["--endpoint-independent-filtering"]).arguments(0),
         OptionSpec::new(PERSISTENT, &["--persistent"]).arguments(0),
     ];
 
@@ -37,6 +43,8 @@ impl Extension for Snat {
         match id {
             TO => self.0.read_to(given, false)?,
             RANDOM => self.0.random = true,
+            MAPPING => self.0.independence = self.0.independence.max(Independence::Mapping),
+            FILTERING => self.0.independence = Independence::Filtering,
             RANDOM_FULLY => self.0.random_fully = true,
             _ => self.0.persistent = true,
         }
@@ -81,12 +89,17 @@ mod tests {
     use super::*;
     use crate::rules::extension_testing::{read, saved};
 
-    /// What was asked, and what iptables-legacy-save 1.8.9 printed then.
+    /// What was asked, and what iptables-legacy-save 1.8.9 printed then (but for what is not of Linux).
     const SAVED: &[(Family, &str, &str)] = &[
         (Family::V4, "--to-source 1.2.3.4", "--to-source 1.2.3.4"),
         (Family::V4, "--to-source 1.2.3.4-1.2.3.9", "--to-source 1.2.3.4-1.2.3.9"),
         (Family::V4, "--to-source 1.2.3.4-1.2.3.4", "--to-source 1.2.3.4"),
         (Family::V4, "--to-source 1.2.3.4:1000", "--to-source 1.2.3.4:1000"),
+        (
+            Family::V4,
+            "--endpoint-independent-filtering --to-source 1.2.3.4 --endpoint-independent-mapping",
+            "--to-source 1.2.3.4 --endpoint-independent-filtering",
+        ),
         (Family::V4, "--to-source 1.2.3.4:1000-2000", "--to-source 1.2.3.4:1000-2000"),
         (Family::V4, "--to-source 1.2.3.4:1000-1000", "--to-source 1.2.3.4:1000"),
         (Family::V4, "--to-source :1000-2000", "--to-source :1000-2000"),
