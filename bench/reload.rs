@@ -339,7 +339,7 @@ fn published(file: &File) -> Published {
     let mut registry = Registry::default();
     let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, config.track, &mut registry)));
     let routing = Arc::new(ArcSwap::from_pointee(fixture::routing()));
-    Published { policy, routing, sources, config, rulesets, registry }
+    Published { policy, routing, sources, config, rulesets, registry, steering: None }
 }
 
 /// Reloads; `stage` is odd while one is under way.

@@ -26,11 +26,18 @@
 /* The port has no IPv4 address: a DHCP answer to the address it is being offered belongs to the host. */
 #define XROUTER_PORT_ADDRESSLESS 1u
 
+/*
+ * Connections of the family may be translated: a packet to a local address may be a reply to one, or be led elsewhere by
+ * DNAT, so that only what a connected socket of the host waits for is surely the host's. Never taken back in a run.
+ */
+#define XROUTER_NAT4 1u
+#define XROUTER_NAT6 2u
+
 /* What became of a frame, and why. Counted per port in xrouter_steered. */
 enum xrouter_steer {
 	/* to the worker */
 	XROUTER_WORKER_TRANSIT,
-	XROUTER_WORKER_LOCAL,     /* to a local address, but no socket of the host wants it */
+	XROUTER_WORKER_LOCAL,     /* to a local address, but no socket of the host wants it (with NAT: no connected one) */
 	/* to the kernel */
 	XROUTER_HOST_OTHER_MAC,
 	XROUTER_HOST_GROUP_MAC,   /* broadcast or multicast at layer 2 */
@@ -39,10 +46,10 @@ enum xrouter_steer {
 	XROUTER_HOST_LINK_LOCAL,  /* IPv6 only: IPv4 link-local may be forwarded, so it is */
 	XROUTER_HOST_NEIGHBOUR,   /* neighbour discovery or MLD to a local address */
 	XROUTER_HOST_DHCP,
-	XROUTER_HOST_SOCKET,      /* the host has a socket for it */
-	XROUTER_HOST_ECHO,        /* echo request to a local address */
+	XROUTER_HOST_SOCKET,      /* the host has a socket for it (with NAT: a connected one) */
+	XROUTER_HOST_ECHO,        /* echo request to a local address; not with NAT */
 	XROUTER_HOST_FRAGMENT,    /* fragment, options or extension headers to a local address */
-	XROUTER_HOST_PROTOCOL,    /* a protocol other than TCP, UDP, ICMP to a local address */
+	XROUTER_HOST_PROTOCOL,    /* a protocol other than TCP, UDP, ICMP to a local address; not with NAT */
 	XROUTER_HOST_PUNTED,      /* the worker gave it back */
 	/* dropped */
 	XROUTER_DROP_RUNT,        /* shorter than an Ethernet header */
@@ -61,6 +68,8 @@ struct xrouter_port {
 
 struct xrouter_config {
 	struct xrouter_port port[XROUTER_PORTS];
+	__u32 nat;                /* XROUTER_NAT4, XROUTER_NAT6 */
+	__u32 reserved;
 	__u64 local_filter[XROUTER_FILTER_WORDS];
 	__u32 punt_next[XROUTER_MAX_PUNTERS]; /* the slot that punter n's next frame takes; set to 0 before each call */
 };

@@ -107,25 +107,40 @@ static __always_inline int may_be_local(__u32 word)
 	return (xrouter_config.local_filter[(bit >> 6) & (XROUTER_FILTER_WORDS - 1)] >> (bit & 63)) & 1;
 }
 
-/* Any socket counts: listening, being opened, established, waiting out its time. */
-static __always_inline int host_has_tcp(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 size)
+/*
+ * With NAT a packet to a local address may be a reply of a translated connection, or be for a forwarded port, whether or
+ * not the host listens there. The worker looks, and gives back what is neither. So then only a socket counts that knows
+ * this very remote end.
+ */
+static __always_inline int has_nat(__u32 family)
 {
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(ctx, tuple, size, BPF_F_CURRENT_NETNS, 0);
-
-	if (!sk)
-		return 0;
-	bpf_sk_release(sk);
-	return 1;
+	return xrouter_config.nat & family;
 }
 
-static __always_inline int host_has_udp(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 size)
+/* Any socket counts: listening (not with NAT), being opened, established, waiting out its time. */
+static __always_inline int host_has_tcp(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u32 family)
 {
-	struct bpf_sock *sk = bpf_sk_lookup_udp(ctx, tuple, size, BPF_F_CURRENT_NETNS, 0);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(ctx, tuple, size, BPF_F_CURRENT_NETNS, 0);
+	int has;
 
 	if (!sk)
 		return 0;
+	has = !has_nat(family) || sk->state != BPF_TCP_LISTEN;
 	bpf_sk_release(sk);
-	return 1;
+	return has;
+}
+
+/* Any socket counts; with NAT only one that is connected, whose state is then that of TCP's. */
+static __always_inline int host_has_udp(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u32 family)
+{
+	struct bpf_sock *sk = bpf_sk_lookup_udp(ctx, tuple, size, BPF_F_CURRENT_NETNS, 0);
+	int has;
+
+	if (!sk)
+		return 0;
+	has = !has_nat(family) || sk->state == BPF_TCP_ESTABLISHED;
+	bpf_sk_release(sk);
+	return has;
 }
 
 static __always_inline int steer_local4(struct xdp_md *ctx, __u32 port, struct iphdr *ip, void *end)
@@ -134,15 +149,17 @@ static __always_inline int steer_local4(struct xdp_md *ctx, __u32 port, struct i
 	__be16 *ports = (void *)(ip + 1);
 	__u8 *icmp_type = (void *)(ip + 1);
 
+	/* With NAT too: nobody but the kernel puts fragments together, so those of translated connections end there. */
 	if (ip->ihl != 5 || (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)))
 		return to_host(port, XROUTER_HOST_FRAGMENT);
 	if (ip->protocol == IPPROTO_ICMP) {
-		if ((void *)(icmp_type + 1) <= end && *icmp_type == ICMP_ECHO)
+		if ((void *)(icmp_type + 1) <= end && *icmp_type == ICMP_ECHO && !has_nat(XROUTER_NAT4))
 			return to_host(port, XROUTER_HOST_ECHO);
 		return to_worker(ctx, port, XROUTER_WORKER_LOCAL);
 	}
 	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
-		return to_host(port, XROUTER_HOST_PROTOCOL);
+		return has_nat(XROUTER_NAT4) ? to_worker(ctx, port, XROUTER_WORKER_LOCAL)
+					     : to_host(port, XROUTER_HOST_PROTOCOL);
 	if ((void *)(ports + 2) > end)
 		return to_worker(ctx, port, XROUTER_WORKER_LOCAL);
 	tuple.ipv4.saddr = ip->saddr;
@@ -152,9 +169,9 @@ static __always_inline int steer_local4(struct xdp_md *ctx, __u32 port, struct i
 	if (ip->protocol == IPPROTO_UDP) {
 		if (ports[1] == bpf_htons(67) || ports[1] == bpf_htons(68))
 			return to_host(port, XROUTER_HOST_DHCP);
-		if (host_has_udp(ctx, &tuple, sizeof(tuple.ipv4)))
+		if (host_has_udp(ctx, &tuple, sizeof(tuple.ipv4), XROUTER_NAT4))
 			return to_host(port, XROUTER_HOST_SOCKET);
-	} else if (host_has_tcp(ctx, &tuple, sizeof(tuple.ipv4))) {
+	} else if (host_has_tcp(ctx, &tuple, sizeof(tuple.ipv4), XROUTER_NAT4)) {
 		return to_host(port, XROUTER_HOST_SOCKET);
 	}
 	return to_worker(ctx, port, XROUTER_WORKER_LOCAL);
@@ -201,7 +218,7 @@ static __always_inline int steer_local6(struct xdp_md *ctx, __u32 port, struct i
 	if (ip->nexthdr == IPPROTO_ICMPV6) {
 		if ((void *)(icmp_type + 1) > end)
 			return to_worker(ctx, port, XROUTER_WORKER_LOCAL);
-		if (*icmp_type == 128)
+		if (*icmp_type == 128 && !has_nat(XROUTER_NAT6))
 			return to_host(port, XROUTER_HOST_ECHO);
 		if ((*icmp_type >= 130 && *icmp_type <= 137) || *icmp_type == 143)
 			return to_host(port, XROUTER_HOST_NEIGHBOUR);
@@ -211,7 +228,8 @@ static __always_inline int steer_local6(struct xdp_md *ctx, __u32 port, struct i
 	    ip->nexthdr == IPPROTO_DSTOPTS)
 		return to_host(port, XROUTER_HOST_FRAGMENT);
 	if (ip->nexthdr != IPPROTO_TCP && ip->nexthdr != IPPROTO_UDP)
-		return to_host(port, XROUTER_HOST_PROTOCOL);
+		return has_nat(XROUTER_NAT6) ? to_worker(ctx, port, XROUTER_WORKER_LOCAL)
+					     : to_host(port, XROUTER_HOST_PROTOCOL);
 	if ((void *)(ports + 2) > end)
 		return to_worker(ctx, port, XROUTER_WORKER_LOCAL);
 	__builtin_memcpy(tuple.ipv6.saddr, &ip->saddr, 16);
@@ -221,9 +239,9 @@ static __always_inline int steer_local6(struct xdp_md *ctx, __u32 port, struct i
 	if (ip->nexthdr == IPPROTO_UDP) {
 		if (ports[1] == bpf_htons(546) || ports[1] == bpf_htons(547))
 			return to_host(port, XROUTER_HOST_DHCP);
-		if (host_has_udp(ctx, &tuple, sizeof(tuple.ipv6)))
+		if (host_has_udp(ctx, &tuple, sizeof(tuple.ipv6), XROUTER_NAT6))
 			return to_host(port, XROUTER_HOST_SOCKET);
-	} else if (host_has_tcp(ctx, &tuple, sizeof(tuple.ipv6))) {
+	} else if (host_has_tcp(ctx, &tuple, sizeof(tuple.ipv6), XROUTER_NAT6)) {
 		return to_host(port, XROUTER_HOST_SOCKET);
 	}
 	return to_worker(ctx, port, XROUTER_WORKER_LOCAL);

@@ -241,8 +241,8 @@ pub trait Host {
     /// Hands over a copy of `frame`, as if `port` had just received it; at the latest with the next `flush`.
     fn punt(&mut self, port: PortId, frame: &[u8]);
 
-    /// Hands over what `punt` has kept back, to make one system call of several: once per burst. Returns how many frames
-    /// the host has not taken since the last call.
+    /// Hands over what `punt` has kept back, to make one system call of several. Returns how many frames the host has not
+    /// taken since the last call.
     fn flush(&mut self) -> u64;
 }
 

@@ -31,6 +31,13 @@ pub struct Policy {
     pub host_nat: bool,
 }
 
+impl Policy {
+    /// Whether connections of either IP version may be translated.
+    pub fn translates(&self) -> bool {
+        self.v4.translates() || self.v6.translates()
+    }
+}
+
 /// Reverse path filter of a port: the larger of `conf.all.rp_filter` and `conf.PORT.rp_filter`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum RpFilter {

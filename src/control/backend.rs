@@ -33,6 +33,7 @@ use crate::rules::{self, Registry, RuleCounters, Ruleset, SetSummary};
 use crate::snapshot::{Policy, Routing};
 use crate::wire::Family;
 use crate::worker::{EVENT_RING, Line, QueueStats, Reply, Request, TableCounts, Walk, WorkerStats, since};
+use crate::xdp::Steering;
 
 /// How long a worker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -104,6 +105,8 @@ pub struct Workers {
     /// What rules share by name. It outlives them, as long as some rule uses it.
     pub(super) registry: Arc<std::sync::Mutex<Registry>>,
     pub(super) reloads: Reloads,
+    /// The XDP program's ear, where there is one.
+    pub(super) steering: Option<Steering>,
 }
 
 /// What the workers read, and where it comes from.
@@ -121,6 +124,8 @@ pub struct Published {
     pub rulesets: [Arc<Ruleset>; 2],
     /// What they share by name.
     pub registry: Registry,
+    /// The XDP program's ear, where there is one.
+    pub steering: Option<Steering>,
 }
 
 /// While somebody listens to connection events.
@@ -137,7 +142,7 @@ impl Workers {
     /// Over these lines, one for each of `facts.cores`. The workers have `settings`, and the rules that `sources` gave with
     /// `config`.
     pub fn new(lines: Vec<Line>, facts: Facts, settings: Settings, published: Published) -> Workers {
-        let Published { policy, routing, sources, config, rulesets, registry } = published;
+        let Published { policy, routing, sources, config, rulesets, registry, steering } = published;
         Workers {
             lines: lines.into_iter().map(Mutex::new).collect(),
             facts,
@@ -150,6 +155,7 @@ impl Workers {
             sources: Mutex::new(sources),
             registry: Arc::new(registry.into()),
             reloads: Reloads::default(),
+            steering,
         }
     }
 

@@ -216,6 +216,8 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     let mut edge = Edge::open(&edge_config(config))?;
     let mut mirror = Mirror::default();
     mirror.follow(&edge, &routing.load())?;
+    let steering = edge.steering()?;
+    steering.expect_translations(rulesets[0].translates(), rulesets[1].translates());
     for line in edge.report().refused.iter().chain(&edge.report().notes) {
         tracing::info!("{line}");
     }
@@ -233,7 +235,9 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     set_wall(&wall, start);
     let ready = ready(config, core, &edge, &rulesets);
     let (routing_too, config_too) = (routing.clone(), config.clone());
-    let published = Published { policy, routing: routing_too, sources, config: config_too, rulesets, registry };
+    let steering = Some(steering);
+    let published =
+        Published { policy, routing: routing_too, sources, config: config_too, rulesets, registry, steering };
     let workers = Workers::new(vec![line], facts, settings, published);
     let mut running = Running::start(worker, core, poll(config), start)?;
     ready.announce();

@@ -684,6 +684,10 @@ impl Workers {
                 _ => return Err(another(worker).into()),
             }
         }
+        // Before any rule can translate, so that no packet that may have to be is steered past the worker.
+        if let Some(steering) = &self.steering {
+            steering.expect_translations(built.rulesets[0].translates(), built.rulesets[1].translates());
+        }
         let old = self.policy.swap(built.policy);
         let mut counted =
             std::mem::replace(&mut in_force.counted, built.rulesets.each_ref().map(|it| RuleCounters::new(it)));

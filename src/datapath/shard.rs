@@ -199,7 +199,7 @@ impl Shard {
             next_ledger: None,
             last_ledger: None,
             waiting: Waiting::new(),
-            punts: PuntBudget::default(),
+            punts: PuntBudget::new(policy.translates()),
             asked_at: Instant::ZERO,
             limiter: Limiter::new(),
             ip_id: secret[0] as u16,
@@ -290,6 +290,9 @@ impl Shard {
         std::mem::swap(&mut self.shortcuts.traces, &mut ledger.traces);
         ledger.generation = std::mem::replace(&mut self.policy_generation, policy.generation);
         self.last_ledger = Some(ledger);
+        if policy.translates() {
+            self.punts.expect_translations();
+        }
     }
 
     /// An identification for a packet of our own: never 0, as Linux's.

@@ -92,6 +92,7 @@ impl<'a> Parts<'a> {
             chain_count: ruleset.chains.len(),
             wants_conntrack: ruleset.wants_conntrack(),
             only_filters,
+            translates: ruleset.translates(),
         }
     }
 

@@ -261,6 +261,11 @@ impl Ruleset {
         self.chains.iter().flat_map(|chain| &chain.rules).any(|rule| rule.wants_conntrack())
     }
 
+    /// Whether connections of forwarded packets may be translated: whether nat has a rule that such a packet may meet.
+    pub fn translates(&self) -> bool {
+        [NAT_PREROUTING, NAT_POSTROUTING].iter().any(|&chain| !self.chains[chain].rules.is_empty())
+    }
+
     /// Whether some rule of the file needs packets and bytes of connections to be counted (`nf_conntrack_acct`); Linux then
     /// turns that on.
     pub fn wants_accounting(&self) -> bool {

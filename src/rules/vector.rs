@@ -108,6 +108,7 @@ pub struct RuleVector {
     pub(super) chain_count: usize,
     pub(super) wants_conntrack: bool,
     pub(super) only_filters: bool,
+    pub(super) translates: bool,
 }
 
 /// The vector in force, and which of its rules stay: by number of the new rule, the number it has there.
@@ -152,6 +153,11 @@ impl RuleVector {
     /// Whether some rule of the file needs connections to be tracked; Linux tracks only then.
     pub fn wants_conntrack(&self) -> bool {
         self.wants_conntrack
+    }
+
+    /// Whether connections may be translated: [`Ruleset::translates`].
+    pub fn translates(&self) -> bool {
+        self.translates
     }
 
     /// The same rules, with connections tracked whether a rule needs it or not.

@@ -278,7 +278,15 @@ fn published(file: Option<&Path>, sets: Option<&Path>) -> Published {
     let rulesets = sources::rulesets(&config, &Arc::new(sets), false).expect("good rules").map(Arc::new);
     let mut registry = Registry::default();
     let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, config.track, &mut registry)));
-    Published { policy, routing: Arc::new(ArcSwap::from_pointee(routing())), sources, config, rulesets, registry }
+    Published {
+        policy,
+        routing: Arc::new(ArcSwap::from_pointee(routing())),
+        sources,
+        config,
+        rulesets,
+        registry,
+        steering: None,
+    }
 }
 
 fn facts(workers: u32) -> Facts {

@@ -27,6 +27,10 @@ pub(super) const PUNT_RUN: usize = 60;
 pub(super) const PUNT_MAGIC: u32 = 0x7872_7074;
 /// The port has no IPv4 address yet. `XROUTER_PORT_ADDRESSLESS`.
 pub(super) const PORT_ADDRESSLESS: u32 = 1;
+/// Connections over IPv4 may be translated. `XROUTER_NAT4`.
+pub(super) const NAT4: u32 = 1;
+/// Connections over IPv6 may be translated. `XROUTER_NAT6`.
+pub(super) const NAT6: u32 = 2;
 
 /// What the program knows of a port. `struct xrouter_port`.
 #[repr(C)]
@@ -53,6 +57,10 @@ impl Port {
 pub(super) struct Config {
     /// The ports, by [`PortId`].
     pub port: [Port; PortId::COUNT],
+    /// [`NAT4`], [`NAT6`].
+    pub nat: u32,
+    /// Brings the filter to a multiple of 8 bytes.
+    pub reserved: u32,
     /// One-hash Bloom filter over the local addresses: most packets of transit skip the hash maps.
     pub local_filter: [u64; FILTER_WORDS],
     /// The slot that each punter's next frame takes.
@@ -99,7 +107,7 @@ macro_rules! steer {
 steer! {
     /// To the worker: may have to be forwarded.
     WorkerTransit = "worker_transit",
-    /// To the worker: for a local address, but no socket of the host wants it.
+    /// To the worker: for a local address, but no socket of the host wants it (with NAT: no connected one).
     WorkerLocal = "worker_local",
     /// To the kernel: for another station's MAC.
     HostOtherMac = "host_other_mac",
@@ -115,13 +123,13 @@ steer! {
     HostNeighbour = "host_neighbour",
     /// To the kernel: DHCP.
     HostDhcp = "host_dhcp",
-    /// To the kernel: the host has a socket for it.
+    /// To the kernel: the host has a socket for it (with NAT: a connected one).
     HostSocket = "host_socket",
-    /// To the kernel: echo request to a local address.
+    /// To the kernel: echo request to a local address; not with NAT.
     HostEcho = "host_echo",
     /// To the kernel: fragment, options or extension headers to a local address.
     HostFragment = "host_fragment",
-    /// To the kernel: another protocol to a local address.
+    /// To the kernel: another protocol to a local address; not with NAT.
     HostProtocol = "host_protocol",
     /// To the kernel: given back by a worker.
     HostPunted = "host_punted",

@@ -26,7 +26,7 @@ pub use abi::{LOCAL_MAX, MAX_PUNTERS, MAX_QUEUES, PUNT_BATCH, PUNT_BYTES, Steer}
 pub use error::EdgeError;
 pub use interface::{Interface, ifindex};
 pub use port::PortReport;
-pub use program::{Attachment, Hook, PROGRAM_NAME, Program};
+pub use program::{Attachment, Hook, PROGRAM_NAME, Program, Steering};
 pub use punt::{PuntCounters, Punter};
 pub use socket::{BusyPoll, RingFill, RingStatistics, XdpQueue};
 pub use umem::{HEADROOM, Umem};
@@ -229,6 +229,14 @@ impl Edge {
     /// Tells whether a port has no IPv4 address: then the answer of a DHCP server to the address it offers is the host's.
     pub fn set_addressless(&self, port: PortId, addressless: bool) {
         self.program.set_addressless(port, addressless);
+    }
+
+    /// For telling the program of rules that translate.
+    ///
+    /// # Errors
+    /// When the kernel is out of memory.
+    pub fn steering(&self) -> Result<Steering, EdgeError> {
+        Steering::new(&self.program).map_err(|error| EdgeError::system("map the XDP program's configuration", error))
     }
 
     /// How many frames of `port` the program has steered where.

@@ -235,6 +235,26 @@ impl Program {
     }
 }
 
+/// Tells the running program what other rules make of steering. Like [`Program`], for one thread at a time.
+#[derive(Debug)]
+pub struct Steering {
+    config: Mapped,
+}
+
+impl Steering {
+    pub(super) fn new(program: &Program) -> io::Result<Steering> {
+        Ok(Steering { config: program.map_config()? })
+    }
+
+    /// From now on connections of these IP versions may be translated, so that the worker sees what is for a local address
+    /// and not for a connected socket. There is no way back: connections outlive the rules that have translated them.
+    pub fn expect_translations(&self, v4: bool, v6: bool) {
+        let place = offset_of!(Config, nat);
+        let more = if v4 { abi::NAT4 } else { 0 } | if v6 { abi::NAT6 } else { 0 };
+        self.config.store(place, self.config.load::<u32>(place) | more);
+    }
+}
+
 /// The program on an interface. Dropping it takes the program off.
 #[derive(Debug)]
 pub struct Attachment {

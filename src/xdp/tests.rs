@@ -47,6 +47,8 @@ fn numbers_are_those_of_the_header() {
     assert_eq!(defined("XROUTER_PUNT_RUN"), abi::PUNT_RUN as u64);
     assert_eq!(defined("XROUTER_PUNT_MAGIC"), u64::from(abi::PUNT_MAGIC));
     assert_eq!(defined("XROUTER_PORT_ADDRESSLESS"), u64::from(abi::PORT_ADDRESSLESS));
+    assert_eq!(defined("XROUTER_NAT4"), u64::from(abi::NAT4));
+    assert_eq!(defined("XROUTER_NAT6"), u64::from(abi::NAT6));
     let bit = (0x0a4d_0101u32.wrapping_mul(defined("XROUTER_FILTER_FACTOR") as u32)) >> defined("XROUTER_FILTER_SHIFT");
     assert_eq!(abi::filter_bit(0x0a4d_0101), ((bit >> 6) as usize, bit & 63));
 }
@@ -85,6 +87,7 @@ fn structures_lie_as_in_the_compiled_program() {
     assert_eq!(offset(&btf, "xrouter_port", "mac"), offset_of!(abi::Port, mac));
     assert_eq!(size(&btf, "xrouter_config"), size_of::<Config>());
     assert_eq!(offset(&btf, "xrouter_config", "port"), offset_of!(Config, port));
+    assert_eq!(offset(&btf, "xrouter_config", "nat"), offset_of!(Config, nat));
     assert_eq!(offset(&btf, "xrouter_config", "local_filter"), offset_of!(Config, local_filter));
     assert_eq!(offset(&btf, "xrouter_config", "punt_next"), offset_of!(Config, punt_next));
     assert_eq!(size(&btf, "xrouter_punt_slot"), size_of::<PuntSlot>());
@@ -307,6 +310,119 @@ fn an_established_connection_stays_with_its_socket() {
         assert_eq!(bench.steer(&to_server), (PASS, Steer::HostSocket), "TIME_WAIT");
         to_server[34..36].copy_from_slice(&1u16.to_be_bytes());
         assert_eq!(bench.steer(&to_server), (REDIRECT, Steer::WorkerLocal), "another source port");
+    });
+}
+
+/// What connections that may be translated make of [`steering_cases`]: the reason, where it is another one.
+fn with_nat(what: &str, v4: bool, v6: bool, without: (u32, Steer)) -> (u32, Steer) {
+    let is_v6 = what.contains("v6") || what.starts_with("ESP");
+    let translated = if is_v6 { v6 } else { v4 };
+    match without.1 {
+        Steer::HostEcho | Steer::HostSocket | Steer::HostProtocol if translated => (REDIRECT, Steer::WorkerLocal),
+        _ => without,
+    }
+}
+
+#[test]
+fn with_nat_only_what_is_surely_the_hosts_goes_past_the_worker() {
+    in_namespace(|| {
+        let bench = Bench::new();
+        let _both = TcpListener::bind("[::]:2200").expect("free");
+        let _v4 = TcpListener::bind("10.9.1.1:2201").expect("free");
+        let _service = UdpSocket::bind("[::]:5300").expect("free");
+        let steering = bench.edge.steering().expect("memory");
+        for (v4, v6) in [(true, false), (false, false), (true, true)] {
+            steering.expect_translations(v4, v6);
+            for (what, frame, action, reason) in steering_cases() {
+                // Once expected, always expected.
+                assert_eq!(bench.steer(&frame), with_nat(what, true, v6, (action, reason)), "{what}, {v4} {v6}");
+            }
+        }
+    });
+    in_namespace(|| {
+        let bench = Bench::new();
+        let _both = TcpListener::bind("[::]:2200").expect("free");
+        let _v4 = TcpListener::bind("10.9.1.1:2201").expect("free");
+        let _service = UdpSocket::bind("[::]:5300").expect("free");
+        bench.edge.steering().expect("memory").expect_translations(false, true);
+        for (what, frame, action, reason) in steering_cases() {
+            assert_eq!(bench.steer(&frame), with_nat(what, false, true, (action, reason)), "{what}");
+        }
+    });
+}
+
+#[test]
+fn with_nat_a_connected_socket_keeps_its_packets() {
+    in_namespace(|| {
+        let bench = Bench::new();
+        bench.edge.steering().expect("memory").expect_translations(true, true);
+        for own in [V4, V6] {
+            let own: IpAddr = own.parse().expect("an address");
+            let to_host = |protocol, from, to| match own {
+                IpAddr::V4(address) => {
+                    let mut frame = ipv4(V4, protocol, &ports(from, to));
+                    frame[26..30].copy_from_slice(&address.octets());
+                    bench.steer(&frame)
+                }
+                IpAddr::V6(address) => {
+                    let mut frame = ipv6(V6, protocol, &ports(from, to));
+                    frame[22..38].copy_from_slice(&address.octets());
+                    bench.steer(&frame)
+                }
+            };
+            // A connection of the host with itself: both ends have sockets.
+            let listener = TcpListener::bind((own, 2200)).expect("free");
+            let client = TcpStream::connect((own, 2200)).expect("connects");
+            let (server, peer) = listener.accept().expect("accepts");
+            assert_eq!(to_host(TCP, peer.port(), 2200), (PASS, Steer::HostSocket), "established");
+            assert_eq!(to_host(TCP, 7, 2200), (REDIRECT, Steer::WorkerLocal), "the listener alone");
+            drop((server, client));
+            assert_eq!(to_host(TCP, peer.port(), 2200), (PASS, Steer::HostSocket), "TIME_WAIT");
+            let service = UdpSocket::bind((own, 5300)).expect("free");
+            assert_eq!(to_host(UDP, 1000, 5300), (REDIRECT, Steer::WorkerLocal), "not connected");
+            service.connect((own, 1000)).expect("connects");
+            assert_eq!(to_host(UDP, 1000, 5300), (PASS, Steer::HostSocket), "connected");
+            assert_eq!(to_host(UDP, 1001, 5300), (REDIRECT, Steer::WorkerLocal), "connected with another");
+        }
+    });
+}
+
+/// What giving a packet back costs, by how many go at once: the figures in the heads of `src/xdp/punt.rs` and
+/// `src/datapath/budget.rs`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_punt_costs() {
+    in_namespace(|| {
+        let bench = Bench::new();
+        let mut punter = bench.edge.punter(0).expect("a punter");
+        let service = UdpSocket::bind("10.9.1.1:5300").expect("free");
+        let _listener = TcpListener::bind("10.9.1.1:2200").expect("free");
+        service.set_nonblocking(true).expect("it can");
+        let mut syn = ports(1000, 2200);
+        (syn[12], syn[13]) = (0x50, 2);
+        let whole = |mut frame: Vec<u8>| {
+            let words = frame[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+            let sum = words.sum::<u32>();
+            frame[24..26].copy_from_slice(&(!((sum >> 16) + (sum & 0xffff)) as u16).to_be_bytes());
+            frame
+        };
+        let cases = [
+            ("UDP that a socket takes", datagram(100)),
+            ("a SYN whose checksum is wrong", whole(ipv4(V4, TCP, &syn))),
+            ("an echo request whose checksum is right", whole(ipv4(V4, 1, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]))),
+        ];
+        for size in [1, 8, 64] {
+            for (what, frame) in &cases {
+                let start = std::time::Instant::now();
+                for _ in 0..20_000 / size {
+                    (0..size).for_each(|_| assert!(punter.punt(PortId::LAN, frame)));
+                    punter.flush();
+                }
+                let each = start.elapsed().as_nanos() / 20_000;
+                eprintln!("{what}, {size} at a time: {each} ns");
+                while service.recv(&mut [0; 200]).is_ok() {}
+            }
+        }
     });
 }
 
