@@ -126,6 +126,7 @@ fn build(
         ..ChangeReport::default()
     };
     report.notes.extend(left_to_the_host(&changed, &before.config, family));
+    report.notes.extend(redirected(&changed, &before.config, family));
     let mut rulesets = before.rulesets.clone();
     rulesets[at] = Arc::new(changed.ruleset);
     report.notes.extend(sources::lacking(&before.config, [&rulesets[0], &rulesets[1]]));
@@ -156,8 +157,7 @@ fn build(
 /// What is to be said of changes to chains that are the host's.
 fn left_to_the_host(changed: &Changed, config: &Config, family: Family) -> Option<String> {
     let chains = changed.of_the_host();
-    let named = if family == Family::V4 { config.rules.is_some() } else { config.rules6.is_some() };
-    if chains.is_empty() || named && config.host_chains == HostChains::Apply {
+    if chains.is_empty() || host::has_rules(config, family) {
         return None;
     }
     let chains = chains.join(", ");
@@ -168,6 +168,19 @@ fn left_to_the_host(changed: &Changed, config: &Config, family: Family) -> Optio
         }
     };
     Some(format!("{chains}: the host's own packets come here, and the router does not filter those; {how}"))
+}
+
+/// What is to be said of new rules that lead packets to the host, where the kernel does not get them.
+fn redirected(changed: &Changed, config: &Config, family: Family) -> Option<String> {
+    let new = changed.ruleset.redirected().find(|it| changed.kept[it.number].is_none())?;
+    if host::has_rules(config, family) {
+        return None;
+    }
+    let how = match config.host_chains {
+        HostChains::Report => "start with `--host-chains apply`",
+        HostChains::Apply => "the built-in policy is never given to the host: name a rules file",
+    };
+    Some(format!("REDIRECT in {}: such packets are dropped, since the kernel does not have the rule; {how}", new.chain))
 }
 
 impl Workers {

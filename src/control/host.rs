@@ -1,8 +1,13 @@
 //! The rules of the host itself given to the kernel: [`apply`], by `iptables-restore --noflush` and `ip6tables-restore --noflush`.
 //!
-//! Only for files that the operator named, and only INPUT and OUTPUT of the tables in them (not nat), with the user chains that
-//! they lead to. The kernel's other chains stay as they are, and nothing is taken back when the router ends: the host stays
+//! Only for files that the operator named, and only INPUT and OUTPUT of the tables in them and all of nat, with the user chains
+//! that they lead to. The kernel's other chains stay as they are, and nothing is taken back when the router ends: the host stays
 //! guarded.
+//!
+//! The kernel needs nat for what REDIRECT and DNAT lead to its own sockets: such packets are given to it as they came, and it
+//! translates them and the answers. It meets the same rules, but without the router's raw, mangle and connections: a rule that
+//! goes by a mark, or by chance, may not say the same there as it said here, and then the packet is not for the host, and ends
+//! (so the kernel should not forward, as the log warns).
 //! Both files are tried first (`--test`). Should the kernel refuse a table all the same, the tables of both IP versions become
 //! what they were.
 
@@ -31,12 +36,8 @@ struct Share {
 /// # Errors
 /// [`Failure::Machine`] with the tool's own words; the kernel's rules are as before.
 pub fn apply(config: &Config, rulesets: [&Ruleset; 2]) -> Result<(), Failure> {
-    if config.host_chains == HostChains::Report {
-        return Ok(());
-    }
-    let named = [config.rules.is_some(), config.rules6.is_some()];
-    let given = rulesets.into_iter().zip(named).filter(|(ruleset, named)| *named && !ruleset.host_tables().is_empty());
-    let shares: Vec<Share> = given.map(|(ruleset, _)| share(ruleset)).collect();
+    let is_given = |ruleset: &&Ruleset| has_rules(config, ruleset.family) && !ruleset.host_tables().is_empty();
+    let shares: Vec<Share> = rulesets.into_iter().filter(is_given).map(share).collect();
     for share in &shares {
         share.restore(&["--test", "--noflush"], &share.text)?;
     }
@@ -55,6 +56,12 @@ pub fn apply(config: &Config, rulesets: [&Ruleset; 2]) -> Result<(), Failure> {
         return Err(failure);
     }
     Ok(())
+}
+
+/// Whether the kernel has what rules of this IP version say of the host.
+pub(super) fn has_rules(config: &Config, family: Family) -> bool {
+    let named = if family == Family::V4 { &config.rules } else { &config.rules6 };
+    config.host_chains == HostChains::Apply && named.is_some()
 }
 
 fn share(ruleset: &Ruleset) -> Share {

@@ -78,8 +78,8 @@ pub fn rulesets(config: &Config, sets: &Arc<SetTable>, styled: bool) -> Result<[
         };
         let loaded = rules::load_with_sets(&name, &text, family, &[lan, wan], sets);
         let mut ruleset = loaded.map_err(|wrong| Failure::Report(shown(&wrong, styled)))?;
-        if config.host_chains == HostChains::Apply {
-            ruleset.forget_host_warnings();
+        if config.host_chains == HostChains::Apply && path.is_some() {
+            ruleset.give_to_the_host();
         }
         Ok(ruleset)
     };

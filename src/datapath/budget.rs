@@ -7,9 +7,9 @@
 //! 2,000 at once. What is beyond is dropped as `punt_limited`. The kernel's own answers to such packets are limited far below that
 //! (`icmp_ratelimit`).
 //!
-//! With NAT the XDP program passes only what a connected socket waits for, and the rest of the host's own business comes this way:
-//! handshakes, queries to its DNS server, ping, tunnels (WireGuard, ESP, GRE), and both directions' worth of what REDIRECT leads to a
-//! proxy on the router. 20,000 would throttle all of these; a tunnel of 1 Gbit/s alone is 85,000 packets of full size. So it is
+//! With NAT the XDP program passes only what a connected socket waits for, and the rest of the host's own business comes this
+//! way: handshakes, queries to its DNS server, ping, tunnels (WireGuard, ESP, GRE), and all that clients send to a proxy on the
+//! router by way of REDIRECT. 20,000 would throttle these; a tunnel of 1 Gbit/s alone is 85,000 packets of full size. So it is
 //! 100,000 a second then, and 10,000 at once. A flood takes 11 to 17 % of a core by that, and leaves the users the rest. It stays
 //! so when the rules lose their nat table: what is translated outlives it.
 

@@ -72,6 +72,7 @@ pub fn change(base: &Ruleset, name: &str, text: &str, flush: bool) -> Result<Cha
         spoken: base.spoken.clone(),
         spoken_by_changes: base.spoken_by_changes.and(&flat.spoken),
         taken_back: Spoken::default(),
+        given: base.given,
         file_end: base.file_end,
         places: base.places + text.len() + 1,
     };

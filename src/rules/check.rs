@@ -2,7 +2,7 @@
 
 use super::diagnostic::{Problem, Report, Span};
 use super::extension::HOOKS_ALL;
-use super::host;
+use super::host::{self, Redirected};
 use super::rule::{BUILTIN, Hook, InterfaceMatch, MAX_DEPTH, PATH, Policy, Ruleset, TableName};
 use super::targets::Target;
 
@@ -22,6 +22,7 @@ pub(super) fn warn(ruleset: &Ruleset, report: &mut Report<'_>) {
             .warn(Problem::new(Span::default(), message, "").help("iptables-save prints it as `*filter` ... `COMMIT`"));
     }
     warn_host_chains(ruleset, report);
+    warn_redirected(ruleset, report);
     warn_unreached(ruleset, report);
     warn_interfaces(ruleset, report);
 }
@@ -168,15 +169,18 @@ fn warn_host_chains(ruleset: &Ruleset, report: &mut Report<'_>) {
         };
         let of_table = if table == TableName::Filter { String::new() } else { format!("{} ", table.name()) };
         let message = format!("{of_table}{} ({what}) belongs to the host: checked, but not applied", hook.chain_name());
-        let given = host::is_given(table, hook);
-        let label = if given { host::LABEL } else { "the host's own connections come here" };
-        let help = match given {
-            true => {
-                "to guard the host itself, start with `--host-chains apply`, or load the file with iptables-restore"
-            }
-            false => "load the file with iptables-restore if the host needs it",
-        };
-        report.warn(Problem::new(chain.span, message, label).help(help));
+        let help = "for the host itself, start with `--host-chains apply`, or load the file with iptables-restore";
+        report.warn(Problem::new(chain.span, message, host::LABEL).help(help));
+    }
+}
+
+/// The answers of the host do not pass the router, so that these rules need the kernel.
+fn warn_redirected(ruleset: &Ruleset, report: &mut Report<'_>) {
+    for Redirected { chain, rule, .. } in ruleset.redirected() {
+        let message = format!("REDIRECT in {chain} leads packets to the host, and the kernel does not have the rule");
+        let help = "start with `--host-chains apply`: then the kernel has nat too, and translates what its own sockets get and \
+                    answer; without, such packets are dropped and counted";
+        report.warn(Problem::new(rule.target_span, message, host::REDIRECT_LABEL).help(help));
     }
 }
 

@@ -93,6 +93,7 @@ impl<'a> Parts<'a> {
             wants_conntrack: ruleset.wants_conntrack(),
             only_filters,
             translates: ruleset.translates(),
+            host_translates: ruleset.given && ruleset.has(TableName::Nat),
         }
     }
 

@@ -67,6 +67,7 @@ pub use counter::{Counter, RuleCounters};
 pub use default::{DEFAULT_V4, DEFAULT_V6, default_policy};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 pub use explain::{Explainer, RuleStep, decision_text};
+pub use host::Redirected;
 pub use lint::lint;
 pub use log::{LogRecord, LogRequest, log_line};
 pub use matches::*;
@@ -153,6 +154,7 @@ pub fn understand_with_sets(
         spoken: parsed.flat.spoken,
         spoken_by_changes: Spoken::default(),
         taken_back: Spoken::default(),
+        given: false,
         file_end: text.len() + 1,
         places: text.len() + 1,
     };

@@ -161,6 +161,8 @@ pub struct Ruleset {
     pub(super) spoken_by_changes: Spoken,
     /// Of which chains changes to the rules before had spoken: these rules say it of them once more.
     pub(super) taken_back: Spoken,
+    /// The kernel has what is its own of these rules.
+    pub(super) given: bool,
     /// Places ([`Rule::span`]) from here on are not in the file but in texts that changed it.
     pub(super) file_end: usize,
     /// Where the next such text's places begin.

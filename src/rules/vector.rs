@@ -109,6 +109,7 @@ pub struct RuleVector {
     pub(super) wants_conntrack: bool,
     pub(super) only_filters: bool,
     pub(super) translates: bool,
+    pub(super) host_translates: bool,
 }
 
 /// The vector in force, and which of its rules stay: by number of the new rule, the number it has there.
@@ -158,6 +159,11 @@ impl RuleVector {
     /// Whether connections may be translated: [`Ruleset::translates`].
     pub fn translates(&self) -> bool {
         self.translates
+    }
+
+    /// Whether the kernel has nat as it is here, so that it can translate what its own sockets get and answer.
+    pub fn host_translates(&self) -> bool {
+        self.host_translates
     }
 
     /// The same rules, with connections tracked whether a rule needs it or not.

@@ -15,6 +15,7 @@ use proptest::test_runner::TestRunner;
 use std::collections::VecDeque;
 use std::mem::offset_of;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 #[test]
@@ -384,6 +385,58 @@ fn with_nat_a_connected_socket_keeps_its_packets() {
             assert_eq!(to_host(UDP, 1000, 5300), (PASS, Steer::HostSocket), "connected");
             assert_eq!(to_host(UDP, 1001, 5300), (REDIRECT, Steer::WorkerLocal), "connected with another");
         }
+    });
+}
+
+/// The frames that leave and arrive in this namespace, as long as one comes in a second.
+fn frames_seen() -> impl Iterator<Item = Vec<u8>> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
+    let kind = (AddressFamily::Packet, SockType::Raw, SockFlag::empty(), SockProtocol::EthAll);
+    let seen = socket(kind.0, kind.1, kind.2, kind.3).expect("a packet socket");
+    let second = nix::sys::time::TimeVal::new(1, 0);
+    setsockopt(&seen, sockopt::ReceiveTimeout, &second).expect("a time-out");
+    std::iter::from_fn(move || {
+        let mut buffer = vec![0; 2048];
+        let length = nix::sys::socket::recv(seen.as_raw_fd(), &mut buffer, nix::sys::socket::MsgFlags::empty()).ok()?;
+        buffer.truncate(length);
+        Some(buffer)
+    })
+}
+
+/// A SYN from 10.9.1.77 to 192.0.2.1, ports 1000 to 80, with the right checksums.
+fn syn_elsewhere() -> Vec<u8> {
+    let mut syn = [&[0x03, 0xe8, 0, 80][..], &[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]].concat();
+    let sum = |bytes: &[u8], more: u32| {
+        let words = bytes.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum = words.sum::<u32>() + more;
+        (!((sum >> 16) + (sum & 0xffff)) as u16).to_be_bytes()
+    };
+    let frame = ipv4("192.0.2.1", TCP, &syn);
+    let of_tcp = sum(&[&frame[26..34], &syn[..]].concat(), u32::from(TCP) + 20);
+    syn[16..18].copy_from_slice(&of_tcp);
+    let mut frame = ipv4("192.0.2.1", TCP, &syn);
+    let of_ip = sum(&frame[14..34], 0);
+    frame[24..26].copy_from_slice(&of_ip);
+    frame
+}
+
+#[test]
+fn the_kernel_redirects_what_is_given_back_and_answers_from_the_right_address() {
+    in_namespace(|| {
+        let bench = Bench::new();
+        ip("neigh add 10.9.1.77 lladdr 02:00:00:00:00:09 dev p0");
+        let rule = "-t nat -A PREROUTING -i p0 -p tcp --dport 80 -j REDIRECT --to-ports 3128";
+        let output = Command::new("iptables").args(rule.split(' ')).output().expect("iptables starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let _proxy = TcpListener::bind("0.0.0.0:3128").expect("free");
+        let mut punter = bench.edge.punter(0).expect("a punter");
+        let seen = frames_seen();
+        assert!(punter.punt(PortId::LAN, &syn_elsewhere()));
+        punter.flush();
+        let answer = seen.take(50).find(|frame| frame.len() >= 54 && frame[..6] == PEER && frame[12..14] == [8, 0]);
+        let answer = answer.expect("an answer");
+        assert_eq!((&answer[26..30], &answer[30..34]), (&[192, 0, 2, 1][..], &[10, 9, 1, 77][..]));
+        assert_eq!((&answer[34..38], answer[47]), (&[0, 80, 0x03, 0xe8][..], 0x12), "80 to 1000, SYN and ACK");
     });
 }
 
