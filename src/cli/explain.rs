@@ -9,7 +9,7 @@ use clap::Args;
 use super::DaemonArgs;
 use crate::conntrack::Settings;
 use crate::control::api::{Client, Reply, Request};
-use crate::control::config::{Config, InterfaceName, Layer, Placed};
+use crate::control::config::{Config, InterfaceName, Layer, Masquerade, Placed};
 use crate::control::explain::{self, Explanation, GRAMMAR, Question, Scene, Sketch};
 use crate::control::netlink::Netlink;
 use crate::control::sources::{self, Sources};
@@ -67,6 +67,9 @@ struct FileArgs {
     /// Ask files: the outside interface's name [default: wan]
     #[arg(long, value_name = "IF")]
     wan: Option<InterfaceName>,
+    /// Ask files, with the rule of this option of the daemon
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, require_equals = true, default_missing_value = "ipv4")]
+    masquerade: Option<Masquerade>,
     /// Ask files: those that this configuration names
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -77,7 +80,7 @@ struct FileArgs {
 
 impl FileArgs {
     fn are_given(&self) -> bool {
-        let files = self.rules.is_some() || self.rules6.is_some() || self.config.is_some();
+        let files = self.rules.is_some() || self.rules6.is_some() || self.config.is_some() || self.masquerade.is_some();
         files || self.lan.is_some() || self.wan.is_some() || self.kernel_routes
     }
 }
@@ -171,6 +174,7 @@ fn configuration(files: &FileArgs) -> Result<Config, Failure> {
         wan: name(&files.wan, "wan"),
         rules: files.rules.clone().map(|path| Placed::option("--rules", path)),
         rules6: files.rules6.clone().map(|path| Placed::option("--rules6", path)),
+        masquerade: files.masquerade.map(|versions| Placed::option("--masquerade", versions)),
         ..Layer::default()
     };
     Sources::new(layer, files.config.clone()).config()

@@ -10,7 +10,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::control::config::{self, CpuList, HostChains, InterfaceName, Layer, Mode, Placed, Poll, Track, Workers};
+use crate::control::config::{
+    self, CpuList, HostChains, InterfaceName, Layer, Masquerade, Mode, Placed, Poll, Track, Workers,
+};
 use crate::control::startup::Failure;
 use crate::wire::Family;
 
@@ -97,6 +99,10 @@ struct RunArgs {
     /// Sets that the rules name (-m set, -j SET), as `ipset save` writes them
     #[arg(long, value_name = "FILE")]
     sets: Option<PathBuf>,
+    /// Give connections that leave by the outside interface its address: a last rule for nat POSTROUTING, `-o WAN -j
+    /// MASQUERADE`, unless it is there; of a rules file or the built-in policy, for ipv4 (when nothing is said), ipv6, both, or no
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, require_equals = true, default_missing_value = "ipv4")]
+    masquerade: Option<Masquerade>,
     /// What becomes of the files' rules for the host itself (INPUT, OUTPUT): report (they are told of), or apply (the kernel
     /// gets them, by iptables-restore and ip6tables-restore) [default: report]
     #[arg(long, value_name = "HOW")]
@@ -144,6 +150,7 @@ impl RunArgs {
             rules: self.rules.map(|path| Placed::option("--rules", path)),
             rules6: self.rules6.map(|path| Placed::option("--rules6", path)),
             sets: self.sets.map(|path| Placed::option("--sets", path)),
+            masquerade: self.masquerade.map(|versions| Placed::option("--masquerade", versions)),
             host_chains: self.host_chains.map(|how| Placed::option("--host-chains", how)),
             nflog: self.nflog.map(|path| Placed::option("--nflog", path)),
             track: self.track.map(|when| Placed::option("--track", when)),

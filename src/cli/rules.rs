@@ -29,7 +29,7 @@ enum What {
     /// Read a rules file and report everything that is wrong in it, cannot be done, or is doubtful
     #[command(after_help = "Examples:
   xrouter rules check /etc/iptables/rules.v4
-  iptables-save | xrouter rules check -4 --lan eth0 --wan eth1 -
+  iptables-save | xrouter rules check -4 --lan eth0 --wan eth1 --masquerade -
 
 Exit codes: 0 the rules can be used; 2 they cannot, and every bad line is shown.")]
     Check(check::CheckArgs),
@@ -67,6 +67,9 @@ struct DefaultArgs {
     version: VersionArgs,
     #[command(flatten)]
     ports: PortArgs,
+    /// With the rule that --masquerade brings
+    #[arg(long)]
+    masquerade: bool,
 }
 
 /// Which IP version rules are for.
@@ -113,7 +116,11 @@ pub(super) fn run(args: RulesArgs) -> Result<(), Failure> {
             let name =
                 |given: Option<InterfaceName>, otherwise: &str| given.map_or(otherwise.to_owned(), |it| it.to_string());
             let family = args.version.family().unwrap_or(Family::V4);
-            let text = rules::default_policy(family, &name(args.ports.lan, "lan"), &name(args.ports.wan, "wan"));
+            let (lan, wan) = (name(args.ports.lan, "lan"), name(args.ports.wan, "wan"));
+            let mut text = rules::default_policy(family, &lan, &wan);
+            if args.masquerade {
+                text += &rules::masquerade_text(&wan);
+            }
             super::print(|out| out.write_all(text.as_bytes()))
         }
     }

@@ -13,6 +13,8 @@ use std::str::FromStr;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
+use crate::wire::Family;
+
 mod file;
 #[cfg(test)]
 mod tests;
@@ -174,6 +176,55 @@ impl FromStr for HostChains {
     fn from_str(text: &str) -> Result<HostChains, String> {
         let all = [HostChains::Report, HostChains::Apply];
         all.into_iter().find(|it| it.name() == text).ok_or_else(|| "allowed: report, apply".to_owned())
+    }
+}
+
+/// For which IP versions connections that leave by the outside interface get its address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Masquerade {
+    /// For none, but for what the rules say.
+    #[default]
+    No,
+    /// For IPv4.
+    Ipv4,
+    /// For IPv6.
+    Ipv6,
+    /// For both.
+    Both,
+}
+
+impl Masquerade {
+    /// The word for it on the command line and in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Masquerade::No => "no",
+            Masquerade::Ipv4 => "ipv4",
+            Masquerade::Ipv6 => "ipv6",
+            Masquerade::Both => "both",
+        }
+    }
+
+    /// Whether it is for this IP version.
+    pub const fn is_for(self, family: Family) -> bool {
+        match family {
+            Family::V4 => matches!(self, Masquerade::Ipv4 | Masquerade::Both),
+            Family::V6 => matches!(self, Masquerade::Ipv6 | Masquerade::Both),
+        }
+    }
+}
+
+impl fmt::Display for Masquerade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Masquerade {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Masquerade, String> {
+        let all = [Masquerade::No, Masquerade::Ipv4, Masquerade::Ipv6, Masquerade::Both];
+        all.into_iter().find(|it| it.name() == text).ok_or_else(|| "allowed: ipv4, ipv6, both, no".to_owned())
     }
 }
 
@@ -386,6 +437,8 @@ pub struct Layer {
     pub rules6: Option<Placed<PathBuf>>,
     /// `sets`.
     pub sets: Option<Placed<PathBuf>>,
+    /// `masquerade`.
+    pub masquerade: Option<Placed<Masquerade>>,
     /// `host_chains`.
     pub host_chains: Option<Placed<HostChains>>,
     /// `nflog`.
@@ -418,6 +471,7 @@ impl Layer {
             rules: self.rules.or(below.rules),
             rules6: self.rules6.or(below.rules6),
             sets: self.sets.or(below.sets),
+            masquerade: self.masquerade.or(below.masquerade),
             host_chains: self.host_chains.or(below.host_chains),
             nflog: self.nflog.or(below.nflog),
             track: self.track.or(below.track),
@@ -464,6 +518,8 @@ pub struct Config {
     pub rules6: Option<PathBuf>,
     /// Sets that the rules name, as `ipset save` writes them.
     pub sets: Option<PathBuf>,
+    /// For which IP versions the rules get one more, at the end of nat POSTROUTING: `-o WAN -j MASQUERADE`.
+    pub masquerade: Masquerade,
     /// What becomes of the rules that belong to the host itself.
     pub host_chains: HostChains,
     /// Where copies of packets go that meet NFLOG rules: a file, or a Unix socket that is there.
@@ -516,6 +572,7 @@ impl Config {
             rules: all.rules.map(|placed| placed.value),
             rules6: all.rules6.map(|placed| placed.value),
             sets: all.sets.map(|placed| placed.value),
+            masquerade: all.masquerade.map(|placed| placed.value).unwrap_or_default(),
             host_chains: all.host_chains.map(|placed| placed.value).unwrap_or_default(),
             nflog: all.nflog.map(|placed| placed.value),
             track: all.track.map(|placed| placed.value).unwrap_or_default(),

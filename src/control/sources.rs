@@ -64,8 +64,8 @@ pub fn sets_text(config: &Config) -> Result<(String, String), Failure> {
     }
 }
 
-/// The rules that `config` names, IPv4 and IPv6, which may name these sets; the built-in policy where it names none. `styled` is
-/// for a terminal.
+/// The rules that `config` names, IPv4 and IPv6, which may name these sets; the built-in policy where it names none; each with
+/// the rule that masquerades, where `config` says so. `styled` is for a terminal.
 ///
 /// # Errors
 /// [`Failure::Usage`] when a file cannot be read, else [`Failure::Report`] with every bad line of both.
@@ -77,7 +77,11 @@ pub fn rulesets(config: &Config, sets: &Arc<SetTable>, styled: bool) -> Result<[
             None => ("built-in policy".to_owned(), rules::default_policy(family, lan, wan)),
         };
         let loaded = rules::load_with_sets(&name, &text, family, &[lan, wan], sets);
-        let mut ruleset = loaded.map_err(|wrong| Failure::Report(shown(&wrong, styled)))?;
+        let masqueraded = loaded.and_then(|ruleset| match config.masquerade.is_for(family) {
+            true => rules::masquerade(ruleset, wan),
+            false => Ok(ruleset),
+        });
+        let mut ruleset = masqueraded.map_err(|wrong| Failure::Report(shown(&wrong, styled)))?;
         if config.host_chains == HostChains::Apply && path.is_some() {
             ruleset.give_to_the_host();
         }

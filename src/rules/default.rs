@@ -1,5 +1,10 @@
-//! The policy without a rules file: what a home gateway wants. LAN to WAN may start, answers may return, the rest dies.
+//! The policy without a rules file: what a home gateway wants. LAN to WAN may start, answers may return, the rest dies. And the
+//! rule by which such a gateway shares its one address, for this policy or a file's: [`masquerade`].
 
+use super::change::change;
+use super::diagnostic::Diagnostics;
+use super::rule::{NAT_POSTROUTING, Ruleset, Spoken};
+use super::save::line_text;
 use crate::wire::Family;
 
 /// The built-in IPv4 policy, for interfaces called `lan` and `wan`.
@@ -35,6 +40,28 @@ pub fn default_policy(family: Family, lan: &str, wan: &str) -> String {
         false => line.to_owned(),
     };
     text.lines().map(|text| line(text) + "\n").collect()
+}
+
+/// The table that has connections which leave by the interface `wan` get its address, as `iptables-save` text.
+pub fn masquerade_text(wan: &str) -> String {
+    format!("*nat\n{}\nCOMMIT\n", line_text(["-A", "POSTROUTING", "-o", wan, "-j", "MASQUERADE"]))
+}
+
+/// These rules, with the rule of [`masquerade_text`] at the end of nat POSTROUTING. Where that chain has it already, nothing is
+/// added.
+///
+/// # Errors
+/// What is wrong with the rule where it stands, which nothing is in rules that were loaded.
+pub fn masquerade(ruleset: Ruleset, wan: &str) -> Result<Ruleset, Diagnostics> {
+    let with_it = change(&ruleset, "--masquerade", &masquerade_text(wan), false)?.ruleset;
+    let rules = &with_it.chains[NAT_POSTROUTING].rules;
+    let (last, others) = rules.split_last().expect("it has been added");
+    if others.contains(last) {
+        return Ok(ruleset);
+    }
+    // It is said at the start, not changed while it runs.
+    let spoken = ruleset.spoken.and(&with_it.spoken_by_changes);
+    Ok(Ruleset { spoken, spoken_by_changes: Spoken::default(), warnings: ruleset.warnings, ..with_it })
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub use ahead::{Foreseen, Foresight};
 pub use change::{Changed, change};
 pub use context::{AddressType, Context, Liveness, World};
 pub use counter::{Counter, RuleCounters};
-pub use default::{DEFAULT_V4, DEFAULT_V6, default_policy};
+pub use default::{DEFAULT_V4, DEFAULT_V6, default_policy, masquerade, masquerade_text};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 pub use explain::{Explainer, RuleStep, decision_text};
 pub use host::Redirected;

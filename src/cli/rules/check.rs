@@ -21,6 +21,9 @@ pub(super) struct CheckArgs {
     /// Sets that the rules name, as `ipset save` writes them
     #[arg(long, value_name = "FILE")]
     sets: Option<PathBuf>,
+    /// With the rule that the daemon's --masquerade brings
+    #[arg(long, requires = "wan")]
+    masquerade: bool,
     /// As JSON, on one line
     #[arg(short = 'j', long)]
     json: bool,
@@ -36,7 +39,12 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
         Err(wrong) => return Err(refused(&wrong)),
     };
     let said = ruleset.warnings().clone().and(rules::lint(&ruleset, &text));
-    let tracking = rules::tracking(&ruleset, &text);
+    let tracking = Tracked { masquerade: args.masquerade, by_file: rules::tracking(&ruleset, &text) };
+    // What is said of lines is of the file's.
+    let ruleset = match &args.ports.wan {
+        Some(wan) if args.masquerade => rules::masquerade(ruleset, wan.as_str()).map_err(|wrong| refused(&wrong))?,
+        _ => ruleset,
+    };
     if args.json {
         return answer_json(&name, Some(&ruleset), &said.and(ruleset.not_honoured().clone()), Some(&tracking));
     }
@@ -54,16 +62,26 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     })
 }
 
-fn tracking_text(tracking: &Tracking) -> String {
-    let Some(Reason { line, rule, .. }) = tracking.wanted_by.first() else {
-        return "connections are not tracked: no rule needs it\n".to_owned();
+/// Why connections are tracked, if they are.
+struct Tracked {
+    /// The rule that the file does not have needs them.
+    masquerade: bool,
+    by_file: Tracking,
+}
+
+fn tracking_text(Tracked { masquerade, by_file: tracking }: &Tracked) -> String {
+    let mut text = match tracking.wanted_by.first() {
+        None if *masquerade => "connections are tracked: --masquerade needs it\n".to_owned(),
+        None => return "connections are not tracked: no rule needs it\n".to_owned(),
+        Some(Reason { line, rule, .. }) => {
+            let more = match tracking.wanted_by.len() - 1 + usize::from(*masquerade) {
+                0 => String::new(),
+                1 => ", and one rule more".to_owned(),
+                n => format!(", and {n} rules more"),
+            };
+            format!("connections are tracked: line {line} needs it ({rule}){more}\n")
+        }
     };
-    let more = match tracking.wanted_by.len() - 1 {
-        0 => String::new(),
-        1 => ", and one rule more".to_owned(),
-        n => format!(", and {n} rules more"),
-    };
-    let mut text = format!("connections are tracked: line {line} needs it ({rule}){more}\n");
     for Reason { line, rule, .. } in &tracking.taken_out_by {
         text += &format!("  but not what line {line} takes out ({rule})\n");
     }
@@ -75,7 +93,7 @@ fn answer_json(
     name: &str,
     ruleset: Option<&Ruleset>,
     said: &Diagnostics,
-    tracking: Option<&Tracking>,
+    tracking: Option<&Tracked>,
 ) -> Result<(), Failure> {
     let reasons = |reasons: &[Reason]| -> Vec<Value> {
         reasons.iter().map(|r| json!({"line": r.line, "table": r.table, "rule": r.rule})).collect()
@@ -86,9 +104,9 @@ fn answer_json(
         "good": good,
         "family": ruleset.map(|ruleset| if ruleset.family == Family::V4 { 4 } else { 6 }),
         "rules": ruleset.map(Ruleset::rule_count),
-        "tracked": tracking.map(|tracking| !tracking.wanted_by.is_empty()),
-        "tracked_because": tracking.map(|tracking| reasons(&tracking.wanted_by)),
-        "untracked_by": tracking.map(|tracking| reasons(&tracking.taken_out_by)),
+        "tracked": tracking.map(|tracking| tracking.masquerade || !tracking.by_file.wanted_by.is_empty()),
+        "tracked_because": tracking.map(|tracking| reasons(&tracking.by_file.wanted_by)),
+        "untracked_by": tracking.map(|tracking| reasons(&tracking.by_file.taken_out_by)),
         "diagnostics": said.iter().map(diagnostic_json).collect::<Vec<_>>(),
     });
     super::super::print(|out| writeln!(out, "{value}"))?;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{ConfigErrors, Layer, Place, Placed, Source, Workers};
+use super::{ConfigErrors, Layer, Masquerade, Place, Placed, Source, Workers};
 use crate::control::sysctl::{self, Setting};
 
 /// The names of the top level.
@@ -17,6 +17,7 @@ pub(super) const TOP: &[&str] = &[
     "rules",
     "rules6",
     "sets",
+    "masquerade",
     "host_chains",
     "nflog",
     "track",
@@ -65,6 +66,15 @@ fn entry(layer: &mut Layer, key: &Spanned<impl AsRef<str>>, value: &Spanned<DeVa
         "rules" => layer.rules = text(name, value, errors, super::parse_path),
         "rules6" => layer.rules6 = text(name, value, errors, super::parse_path),
         "sets" => layer.sets = text(name, value, errors, super::parse_path),
+        "masquerade" => {
+            // Yes and no are what most want to say.
+            let place = Place::File(value.span());
+            layer.masquerade = match value.get_ref().as_bool() {
+                Some(true) => Some(Placed { value: Masquerade::Ipv4, place }),
+                Some(false) => Some(Placed { value: Masquerade::No, place }),
+                None => parsed(name, value, errors),
+            };
+        }
         "host_chains" => layer.host_chains = parsed(name, value, errors),
         "nflog" => layer.nflog = text(name, value, errors, super::parse_path),
         "track" => layer.track = parsed(name, value, errors),

@@ -43,6 +43,22 @@ fn a_whole_file_is_read() {
 }
 
 #[test]
+fn masquerading_is_for_the_versions_that_are_named() {
+    let given = |value: &str| {
+        let config = config(&format!("lan = 'a'\nwan = 'b'\nmasquerade = {value}\n")).expect("a good file");
+        [Family::V4, Family::V6].map(|family| config.masquerade.is_for(family))
+    };
+    assert_eq!((given("true"), given("'ipv4'")), ([true, false], [true, false]));
+    assert_eq!((given("false"), given("'no'")), ([false; 2], [false; 2]));
+    assert_eq!((given("'both'"), given("'ipv6'")), ([true; 2], [false, true]));
+    says(&wrong("masquerade = 'wan'"), &["masquerade = \"wan\"", "allowed: ipv4, ipv6, both, no"]);
+    // The command line has the last word, also to say no.
+    let layer = layer("masquerade = 'both'").expect("a good file");
+    let no = Layer { masquerade: Some(Placed::option("--masquerade", Masquerade::No)), ..Layer::default() };
+    assert_eq!(no.over(layer).masquerade.map(|it| it.value), Some(Masquerade::No));
+}
+
+#[test]
 fn every_conntrack_setting_takes_its_default_and_nothing_of_another_kind() {
     for (name, value) in sysctl::values(&Settings::default()) {
         let given = layer(&format!("[conntrack]\n{name} = {value}")).expect("the default").conntrack;
