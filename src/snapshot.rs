@@ -27,7 +27,8 @@ pub struct Policy {
     pub v4: RuleVector,
     /// The chains of a forwarded packet, for IPv6.
     pub v6: RuleVector,
-    /// The kernel has the same nat table, and translates what is for the host.
+    /// The kernel has the same nat tables, and translates what is for the host; whatever the vectors say of themselves
+    /// ([`RuleVector::host_translates`]).
     pub host_nat: bool,
 }
 
@@ -35,6 +36,15 @@ impl Policy {
     /// Whether connections of either IP version may be translated.
     pub fn translates(&self) -> bool {
         self.v4.translates() || self.v6.translates()
+    }
+
+    /// Whether the kernel translates what is for the host.
+    pub fn host_translates(&self, family: Family) -> bool {
+        let vector = match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        };
+        self.host_nat || vector.host_translates()
     }
 }
 

@@ -471,7 +471,7 @@ impl Path<'_> {
         };
         if route.is_to_host() {
             self.shard.conntrack.forget_prepared();
-            let its_own = destination == packet.dst || self.policy.host_nat;
+            let its_own = destination == packet.dst || self.policy.host_translates(packet.family);
             return if its_own { Ok(Fate::Punt) } else { Err(DropReason::NatToHost.into()) };
         }
         self.translate(Manip::Destination, frame, packet, &passage.tracked)?;

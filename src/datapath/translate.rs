@@ -7,7 +7,7 @@
 //!
 //! What is for the host itself in the end is never translated here: its own stack answers, and its answers do not come
 //! this way. It gets the packet as it came, and translates it by the same rules where it has them
-//! ([`crate::snapshot::Policy::host_nat`]).
+//! ([`crate::snapshot::Policy::host_translates`]).
 
 use super::{Manip, Passage, Path, Refusal};
 use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Tracked, Tuple};

@@ -67,7 +67,7 @@ pub fn masquerade(ruleset: Ruleset, wan: &str) -> Result<Ruleset, Diagnostics> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::{FORWARD, Policy, load};
+    use crate::rules::{FORWARD, Policy, load, save};
 
     #[test]
     fn the_default_policy_loads_for_any_interface_names() {
@@ -78,6 +78,32 @@ mod tests {
             assert!(rules.warnings().is_empty(), "{}", rules.warnings());
             assert!(text.contains("-i eth0 -o enp3s0") && !text.contains("-i lan "));
         }
+    }
+
+    #[test]
+    fn masquerading_is_one_rule_at_the_end() {
+        let text = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j ACCEPT\nCOMMIT\n*nat\n:mine - [0:0]\n\
+                    -A POSTROUTING -s 10.0.0.0/8 -j mine\n-A mine -j ACCEPT\nCOMMIT\n";
+        let plain = load("f", text, Family::V4, &["lan", "wan"]).expect("good rules");
+        let rules = masquerade(plain.clone(), "wan").expect("a good rule");
+        let saved = save(&rules, None);
+        assert!(
+            saved.contains("-A POSTROUTING -s 10.0.0.0/8 -j mine\n-A POSTROUTING -o wan -j MASQUERADE\n"),
+            "{saved}"
+        );
+        assert_eq!(rules.rule_count(), plain.rule_count() + 1);
+        // Said twice, or in the file and beside it, it is there once.
+        assert_eq!(masquerade(rules.clone(), "wan").expect("good rules").rule_count(), rules.rule_count());
+        let again = load("f", &saved, Family::V4, &["lan", "wan"]).expect("good rules");
+        assert_eq!(masquerade(again, "wan").expect("good rules"), rules);
+        // What the host is given of it names the chain.
+        assert!(rules.host_text().contains("-F POSTROUTING\n"), "{}", rules.host_text());
+        // To the built-in policy it brings a table.
+        let text = default_policy(Family::V6, "lan", "wan");
+        let built_in = load("built-in policy", &text, Family::V6, &["lan", "wan"]).expect("a good policy");
+        let rules = masquerade(built_in, "wan").expect("a good rule");
+        let whole = load("f", &(text + &masquerade_text("wan")), Family::V6, &["lan", "wan"]).expect("a good policy");
+        assert_eq!(rules, whole);
     }
 
     #[test]
