@@ -8,8 +8,9 @@ use nix::time::{ClockId, clock_gettime};
 use xrouter::conntrack::Settings;
 use xrouter::time::Instant;
 
+use crate::ends::{LAN_MAC, WAN_MAC, host_mac};
 use crate::generate::Sequence;
-use crate::kernel::{Kernel, LAN_MAC, WAN_MAC, host_mac};
+use crate::kernel::Kernel;
 use crate::ours::Ours;
 use crate::step::{Entry, Step, for_kernel};
 use crate::testing::{self, Hop};
@@ -42,7 +43,7 @@ impl Pair {
 
     /// Runs the sequence through both.
     pub(crate) fn compare(&mut self, settings: &Settings, steps: &[Step]) -> Result<(), Difference> {
-        self.kernel.flush();
+        self.kernel.table.flush();
         self.kernel.apply(settings);
         self.ours.begin(settings);
         for (step, packet) in steps.iter().enumerate() {
@@ -88,12 +89,12 @@ impl Pair {
     /// Every connection of both.
     fn compare_entries(&mut self, now: Instant) -> Result<(), String> {
         let entries = self.ours.entries(now);
-        let count = self.kernel.count();
+        let count = self.kernel.table.count();
         if count != entries.len() {
             return Err(format!("the kernel has {count} entries, we have {entries:#?}"));
         }
         for mine in entries {
-            match self.kernel.entry(&mine) {
+            match self.kernel.table.entry(&mine) {
                 None => return Err(format!("the kernel does not have {mine:#?}")),
                 Some(theirs) if !theirs.agrees(&mine) => {
                     return Err(format!("the kernel has {theirs:#?}\nwe have {mine:#?}"));
@@ -148,7 +149,7 @@ impl Pair {
             }
             text += "COMMIT\nEND\n";
         }
-        self.kernel.flush();
+        self.kernel.table.flush();
         self.kernel.apply(&sequence.settings);
         let mut classes: Vec<(bool, usize, u32)> = Vec::new();
         for step in &sequence.steps {

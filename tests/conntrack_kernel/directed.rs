@@ -85,7 +85,7 @@ impl Ends {
 /// Both sides after these steps; fails where they differ. The class of the last packet, and the connections.
 fn run(pair: &mut Pair, settings: &Settings, steps: &[Step]) -> (Option<&'static str>, Vec<Entry>) {
     let listed = || steps.iter().map(describe).collect::<Vec<_>>().join("\n  ");
-    pair.kernel.flush();
+    pair.kernel.table.flush();
     pair.kernel.apply(settings);
     pair.ours.begin(settings);
     let now = Instant::from_secs(1000);
@@ -332,7 +332,7 @@ fn connections_expire_when_the_kernels_do() {
         *value = if name.starts_with("udp") { 30 } else { 1 }.into();
     }
     let settings: Settings = serde_json::from_value(json).expect("settings");
-    pair.kernel.flush();
+    pair.kernel.table.flush();
     pair.kernel.apply(&settings);
     pair.ours.begin(&settings);
     let start = Clock::now();
@@ -357,7 +357,7 @@ fn connections_expire_when_the_kernels_do() {
         assert!(entries.iter().all(|entry| entry.proto != 17 || entry.timeout == 30 && entry.status & 4 == 0));
     }
     sleep(Duration::from_millis(2200));
-    pair.kernel.entries(); // the walk removes what has expired, so that the count is right
+    pair.kernel.table.entries(); // the walk removes what has expired, so that the count is right
     let entries = send(&mut pair, &packet(false, true, 17), "ESTABLISHED");
     assert!(entries.iter().all(|entry| entry.status & 4 != 0), "UDP is a stream now: {entries:#?}");
     assert_eq!(entries.len(), 1, "all others have expired: {entries:#?}");

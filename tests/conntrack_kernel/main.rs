@@ -9,9 +9,11 @@
 //! for; without it a fixed share runs. One that differs is made small, printed and can be kept as a scenario.
 
 mod compare;
+mod ctnetlink;
 #[path = "../daemon/mod.rs"]
 mod daemon;
 mod directed;
+mod ends;
 mod generate;
 mod kernel;
 mod ours;

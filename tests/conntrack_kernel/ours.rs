@@ -13,7 +13,7 @@ use xrouter::snapshot::{Policy, Routing, RoutingBuilder};
 use xrouter::time::Instant;
 use xrouter::wire::{Addr, Family, Mac};
 
-use crate::kernel::{HOSTS, LAN_MAC, WAN_MAC, host_mac};
+use crate::ends::{HOSTS, LAN_MAC, WAN_MAC, host_mac};
 use crate::step::{Action, Entry, Seen, Side, Step, for_kernel};
 use crate::testing::{self, Hop};
 

@@ -46,13 +46,13 @@ fn show(table: &mut Conntrack, step: &Step, now: Instant) -> bool {
 
 /// The same connections in the kernel's table and in ours.
 fn filled(kernel: &Kernel, settings: Settings) -> Conntrack {
-    kernel.flush();
+    kernel.table.flush();
     let mut table = Conntrack::new(settings, [1, 2]);
     for step in some_of_everything() {
         kernel.send(&step).0.expect("forwarded");
         assert!(show(&mut table, &step, NOW), "{}", describe(&step));
     }
-    assert_eq!(kernel.count(), table.len());
+    assert_eq!(kernel.table.count(), table.len());
     table
 }
 
@@ -319,7 +319,7 @@ fn events_are_those_of_conntrack() {
     ];
     let mut marker = 10_000;
     let mut run = |name: &str, settings: Settings, steps: &[Step]| {
-        kernel.flush();
+        kernel.table.flush();
         kernel.apply(&settings);
         marker += 1;
         listener.until(&kernel, marker);

@@ -2,9 +2,9 @@
 //! then. What is known to be decided elsewhere is not generated: fragments, and options that the router fills in with the
 //! time.
 
-mod other;
-mod sctp;
-mod tcp;
+pub(crate) mod other;
+pub(crate) mod sctp;
+pub(crate) mod tcp;
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use xrouter::conntrack::Settings;
 use xrouter::packet::Packet;
 use xrouter::wire::Addr;
 
-use crate::kernel::HOSTS;
+use crate::ends::HOSTS;
 use crate::step::{DROP, MARKS, NOTRACK, Step, ZONES};
 use crate::testing;
 

@@ -17,13 +17,13 @@ enum Kind {
     Any,
 }
 
-pub(super) struct Talk {
+pub(crate) struct Talk {
     kind: Kind,
     ports: u64,
 }
 
 impl Talk {
-    pub(super) fn new(random: &mut Random) -> Talk {
+    pub(crate) fn new(random: &mut Random) -> Talk {
         let plain = random.pick(&[50, 51, 2, 33, 254, 89, 4, 41, 0, 59, 1, 58]);
         let kind = random.pick(&[
             Kind::Udp,
@@ -39,7 +39,7 @@ impl Talk {
         Talk { kind, ports: 1 + random.below(2) }
     }
 
-    pub(super) fn next(&mut self, random: &mut Random, v6: bool) -> (bool, u8, Vec<u8>) {
+    pub(crate) fn next(&mut self, random: &mut Random, v6: bool) -> (bool, u8, Vec<u8>) {
         let from_client = random.one_in(2);
         let port = 4000 + random.below(self.ports) as u16;
         let service = if random.one_in(8) { port } else { 53 };
@@ -76,7 +76,7 @@ fn udp(random: &mut Random, sport: u16, dport: u16) -> Vec<u8> {
 }
 
 /// A whole datagram of UDP-Lite, its checksum right for its coverage, or not (RFC 3828).
-pub(super) fn udplite_with_checksum(random: &mut Random, src: IpAddr, dst: IpAddr, header: Vec<u8>) -> Vec<u8> {
+pub(crate) fn udplite_with_checksum(random: &mut Random, src: IpAddr, dst: IpAddr, header: Vec<u8>) -> Vec<u8> {
     let mut l4 = header;
     let length = random.below(12);
     l4.extend(random.bytes(length));

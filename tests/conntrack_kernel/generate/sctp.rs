@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::Random;
 
-pub(super) struct Talk {
+pub(crate) struct Talk {
     script: VecDeque<(bool, u8)>,
     tags: [u32; 2],
 }
@@ -22,12 +22,12 @@ const SCRIPTS: [&[(bool, u8)]; 9] = [
 ];
 
 impl Talk {
-    pub(super) fn new(random: &mut Random) -> Talk {
+    pub(crate) fn new(random: &mut Random) -> Talk {
         let tags = if random.one_in(4) { [0, 0x2222_2222] } else { [0x1111_1111, 0x2222_2222] };
         Talk { script: random.pick(&SCRIPTS).iter().copied().collect(), tags }
     }
 
-    pub(super) fn next(&mut self, random: &mut Random) -> (bool, u8, Vec<u8>) {
+    pub(crate) fn next(&mut self, random: &mut Random) -> (bool, u8, Vec<u8>) {
         let scripted = if random.one_in(5) { None } else { self.script.pop_front() };
         let (from_client, kind) = scripted.unwrap_or_else(|| {
             let kind = random.pick(&[0, 0, 1, 2, 3, 4, 4, 5, 5, 6, 7, 8, 9, 10, 11, 14, 77, 192, 255]);

@@ -12,7 +12,7 @@ struct Side {
     next: u32,
 }
 
-pub(super) struct Talk {
+pub(crate) struct Talk {
     script: VecDeque<&'static str>,
     ends: [Side; 2],
     window: u32,
@@ -47,7 +47,7 @@ const SCRIPTS: [&str; 22] = [
 ];
 
 impl Talk {
-    pub(super) fn new(random: &mut Random) -> Talk {
+    pub(crate) fn new(random: &mut Random) -> Talk {
         let mut ends = [0, 1].map(|_| {
             let isn = if random.one_in(4) { u32::MAX - random.below(5000) as u32 } else { random.next() as u32 };
             Side { isn, next: isn }
@@ -65,7 +65,7 @@ impl Talk {
     }
 
     /// From the client or not, the protocol, and the segment.
-    pub(super) fn next(&mut self, random: &mut Random) -> (bool, u8, Vec<u8>) {
+    pub(crate) fn next(&mut self, random: &mut Random) -> (bool, u8, Vec<u8>) {
         // Mostly the script first, with disturbances; then anything.
         let scripted = if random.one_in(6) { None } else { self.script.pop_front() };
         let exact = scripted.is_some() || random.below(4) < self.sober;

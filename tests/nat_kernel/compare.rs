@@ -1,0 +1,246 @@
+//! A sequence through both sides at once ([`Pair::compare`]), and a failing one made small ([`Pair::shrink`]).
+//!
+//! Linux draws some ports at random. Which one it drew is in its connection; ours is told to draw the same, and takes it only
+//! if it is one that it could draw and that is free. So there is nothing to rename: all bytes must be equal.
+
+use std::collections::BTreeMap;
+
+use nix::time::{ClockId, clock_gettime};
+use xrouter::device::PortId;
+use xrouter::rules::TableName;
+use xrouter::time::Instant;
+
+use crate::ends::host_mac;
+use crate::flow::{Step, Story, describe, describe_frame, packet_proto, tuple_of};
+use crate::kernel::{Kernel, Out};
+use crate::ours::{Fate, Ours};
+use crate::place::MACS;
+use crate::sequence::Sequence;
+use crate::step::{Entry, for_kernel};
+use crate::testing::{self, Hop};
+
+/// Where two sides first differ, and how.
+#[derive(Debug)]
+pub(crate) struct Difference {
+    pub(crate) step: usize,
+    pub(crate) what: String,
+}
+
+/// The time as conntrack has it, which counts in ticks of the kernel (jiffies), not in nanoseconds.
+fn kernels_clock() -> Instant {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
+    Instant::from_secs(time.tv_sec() as u64) + time.tv_nsec() as u64
+}
+
+/// Status bits that tell something: EXPECTED, SEEN_REPLY, ASSURED, CONFIRMED, SRC_NAT, DST_NAT. Not that NAT is done with.
+const STATUS: u32 = 0x3f;
+
+/// Both sides.
+pub(crate) struct Pair {
+    kernel: Kernel,
+    ours: Ours,
+    /// Packets by what became of them.
+    pub(crate) tally: BTreeMap<&'static str, u64>,
+    pub(crate) packets: u64,
+}
+
+impl Pair {
+    pub(crate) fn new() -> Result<Pair, String> {
+        Ok(Pair { kernel: Kernel::new()?, ours: Ours::new(), tally: BTreeMap::new(), packets: 0 })
+    }
+
+    /// Runs the sequence through both.
+    pub(crate) fn compare(&mut self, sequence: &Sequence) -> Result<(), Difference> {
+        let Sequence { settings, v6, rules, flows, steps } = sequence;
+        let failed = |step, what| Difference { step, what };
+        self.kernel.table.flush();
+        self.kernel.switches.apply(settings);
+        self.kernel.load(*v6, rules).map_err(|what| failed(0, what))?;
+        self.ours.begin(*v6, rules, settings, 1);
+        let mut story = Story::new(flows);
+        let mut punted = 0;
+        for (at, step) in steps.iter().enumerate() {
+            let Some((port, packet)) = story.packet(step) else { continue };
+            self.packets += 1;
+            let (out, fate) = self.send(port, &packet).map_err(|what| failed(at, what))?;
+            punted += u64::from(fate.punted);
+            self.count(port, &packet, &out, &fate);
+            if let [(port, frame)] = &out[..] {
+                story.came_out(step, *port, &frame[14..]);
+            }
+        }
+        let end = steps.len().saturating_sub(1);
+        self.compare_entries().map_err(|what| failed(end, what))?;
+        self.compare_counters(*v6, punted).map_err(|what| failed(end, what))
+    }
+
+    fn count(&mut self, from: PortId, packet: &[u8], out: &Out, fate: &Fate) {
+        let name = match &out[..] {
+            _ if fate.punted => "for the host",
+            [] => "dropped",
+            _ if fate.answered => "answered",
+            [(port, frame)] => {
+                let before = (tuple_of(packet), packet_proto(packet));
+                let after = (tuple_of(&frame[14..]), packet_proto(&frame[14..]));
+                match (before != after, *port == from) {
+                    (true, true) => "translated, back out",
+                    (true, false) => "translated",
+                    (false, _) => "forwarded as it was",
+                }
+            }
+            _ => "several",
+        };
+        *self.tally.entry(name).or_default() += 1;
+    }
+
+    /// One packet through both.
+    fn send(&mut self, port: PortId, packet: &[u8]) -> Result<(Out, Fate), String> {
+        let hop = Hop { dst_mac: MACS[port.index()], src_mac: host_mac(port == PortId::LAN, 2) };
+        let now = kernels_clock();
+        let theirs = self.kernel.send(port, &testing::frame(hop, &for_kernel(packet)));
+        let tuple = tuple_of(packet).zip(packet_proto(packet));
+        let entry = tuple.as_ref().and_then(|(side, proto)| self.kernel.table.find(*proto, side));
+        let chosen = entry.as_ref().filter(|entry| tuple.as_ref().is_some_and(|(side, _)| entry.original == *side));
+        let mine = self.ours.send(port, &testing::frame(hop, packet), chosen, now);
+        let sent = || describe_frame(&testing::frame(hop, packet));
+        let told = |out: &Out| match &out[..] {
+            [] => "nothing came out".to_owned(),
+            out => out
+                .iter()
+                .map(|(port, frame)| format!("{port:?} {}", describe_frame(frame)))
+                .collect::<Vec<_>>()
+                .join("; "),
+        };
+        if !(mine.limited && mine.out.is_empty())
+            && comparable(&theirs, mine.answered, false) != comparable(&mine.out, mine.answered, true)
+        {
+            let (drops, punted) = (self.ours.drops(), mine.punted);
+            return Err(format!(
+                "in by {port:?} {}\n  the kernel: {}\n  we: {} (for the host: {punted}; {drops})\n  the kernel's entry: {entry:?}\n  ours: {:?}",
+                sent(),
+                told(&theirs),
+                told(&mine.out),
+                self.ours.entries(now)
+            ));
+        }
+        let count = self.kernel.table.count();
+        let entries = self.ours.entries(now);
+        if count != entries.len() {
+            return Err(format!("after {}: the kernel has {count} entries ({entry:?}), we have {entries:#?}", sent()));
+        }
+        if let Some(theirs) = entry {
+            let same = entries.iter().find(|mine| mine.proto == theirs.proto && mine.original == theirs.original);
+            if !same.is_some_and(|mine| agrees(&theirs, mine)) {
+                return Err(format!("after {}: the kernel has {theirs:?}\nwe have {same:?}", sent()));
+            }
+        }
+        Ok((theirs, mine))
+    }
+
+    /// Every connection of both.
+    fn compare_entries(&mut self) -> Result<(), String> {
+        for mine in self.ours.entries(kernels_clock()) {
+            match self.kernel.table.find(mine.proto, &mine.original) {
+                Some(theirs) if agrees(&theirs, &mine) => {}
+                theirs => return Err(format!("at the end the kernel has {theirs:?}\nwe have {mine:?}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// What rules have counted, and how many packets were the host's.
+    fn compare_counters(&mut self, v6: bool, punted: u64) -> Result<(), String> {
+        let theirs = self.kernel.saved(v6);
+        for (table, name) in [(TableName::Nat, "*nat"), (TableName::Filter, "*filter"), (TableName::Mangle, "*mangle")]
+        {
+            let lines = |text: &str| -> Vec<String> {
+                let own = text.lines().skip_while(|line| *line != name).take_while(|line| *line != "COMMIT");
+                let told = |line: &&str| line.starts_with('[') && !line.contains("-A INPUT");
+                own.filter(told).map(str::to_owned).collect()
+            };
+            let (theirs, ours) = (lines(&theirs), lines(&self.ours.saved(table)));
+            if theirs != ours {
+                let only = |these: &[String], those: &[String]| {
+                    these.iter().filter(|line| !those.contains(line)).cloned().collect::<Vec<_>>().join("\n    ")
+                };
+                return Err(format!(
+                    "counters of {name}: the kernel has\n    {}\n  we have\n    {}",
+                    only(&theirs, &ours),
+                    only(&ours, &theirs)
+                ));
+            }
+        }
+        let input = theirs.lines().find(|line| line.ends_with("-A INPUT -j DROP"));
+        let count = input.and_then(|line| line[1..].split(':').next()).and_then(|count| count.parse().ok());
+        match count == Some(punted) {
+            true => Ok(()),
+            false => Err(format!("{count:?} packets reached the kernel's INPUT, we gave {punted} to the host")),
+        }
+    }
+
+    /// Leaves out steps and rules for as long as a difference remains.
+    pub(crate) fn shrink(&mut self, mut sequence: Sequence, last: usize) -> Sequence {
+        sequence.steps.truncate(last + 1);
+        let mut chunk = sequence.steps.len();
+        while chunk > 0 {
+            let mut at = 0;
+            while at < sequence.steps.len() {
+                let mut fewer = sequence.clone();
+                fewer.steps.drain(at..(at + chunk).min(sequence.steps.len()));
+                match self.compare(&fewer) {
+                    Err(difference) => {
+                        fewer.steps.truncate(difference.step + 1);
+                        sequence = fewer;
+                    }
+                    Ok(()) => at += chunk,
+                }
+            }
+            chunk /= 2;
+        }
+        let mut at = 0;
+        while let Some(line) = sequence.rules.lines().nth(at) {
+            let mut fewer = sequence.clone();
+            if line.starts_with("-A") {
+                fewer.rules = lines_but(&sequence.rules, at);
+                if self.compare(&fewer).is_err() {
+                    sequence = fewer;
+                    continue;
+                }
+            }
+            at += 1;
+        }
+        sequence
+    }
+}
+
+fn lines_but(text: &str, without: usize) -> String {
+    let lines = text.lines().enumerate().filter(|(at, _)| *at != without);
+    lines.map(|(_, line)| format!("{line}\n")).collect()
+}
+
+/// A second may have gone by between two looks.
+fn agrees(theirs: &Entry, mine: &Entry) -> bool {
+    let plain = |entry: &Entry| Entry { status: entry.status & STATUS, timeout: 0, state: None, ..entry.clone() };
+    theirs.timeout.abs_diff(mine.timeout) <= 1 && plain(theirs) == plain(mine)
+}
+
+/// What came out, but for what is free in an answer of the router's own: IPv4's identification and IPv6's flow label.
+fn comparable(out: &Out, answered: bool, ours: bool) -> Out {
+    let each = |(port, frame): &(PortId, Vec<u8>)| {
+        let mut packet = if ours { for_kernel(&frame[14..]) } else { frame[14..].to_vec() };
+        match packet[0] >> 4 {
+            4 if answered => [4, 5, 10, 11].iter().for_each(|&at| packet[at] = 0),
+            6 if answered => packet[1..4].fill(0),
+            _ => {}
+        }
+        (*port, [&frame[..14], &packet].concat())
+    };
+    out.iter().map(each).collect()
+}
+
+/// A sequence for a person.
+pub(crate) fn list(sequence: &Sequence) -> String {
+    let steps: Vec<String> = sequence.steps.iter().map(|step: &Step| describe(&sequence.flows, step)).collect();
+    let rules = sequence.rules.lines().filter(|line| line.starts_with(['-', '*'])).collect::<Vec<_>>().join("\n  ");
+    format!("rules (IPv{}):\n  {rules}\nsteps:\n  {}", if sequence.v6 { 6 } else { 4 }, steps.join("\n  "))
+}
