@@ -11,7 +11,7 @@ use xrouter::rules::TableName;
 use xrouter::time::Instant;
 
 use crate::ends::host_mac;
-use crate::flow::{Step, Story, describe, describe_frame, packet_proto, tuple_of};
+use crate::flow::{Step, Story, UDPLITE, describe, describe_frame, packet_proto, tuple_of};
 use crate::kernel::{Kernel, Out};
 use crate::ours::{Fate, Ours};
 use crate::place::MACS;
@@ -112,6 +112,7 @@ impl Pair {
                 .join("; "),
         };
         if !(mine.limited && mine.out.is_empty())
+            && !(theirs.is_empty() && is_limited_by_the_kernel(&mine))
             && comparable(&theirs, mine.answered, false) != comparable(&mine.out, mine.answered, true)
         {
             let (drops, punted) = (self.ours.drops(), mine.punted);
@@ -170,7 +171,7 @@ impl Pair {
                 ));
             }
         }
-        let input = theirs.lines().find(|line| line.ends_with("-A INPUT -j DROP"));
+        let input = theirs.lines().find(|line| line.ends_with("-A INPUT ! -i lo -j DROP"));
         let count = input.and_then(|line| line[1..].split(':').next()).and_then(|count| count.parse().ok());
         match count == Some(punted) {
             true => Ok(()),
@@ -224,10 +225,23 @@ fn agrees(theirs: &Entry, mine: &Entry) -> bool {
     theirs.timeout.abs_diff(mine.timeout) <= 1 && plain(theirs) == plain(mine)
 }
 
+/// Whether an answer is one of those that Linux sends at most once a second to a source, whatever it is told (`ip_error`): the
+/// route is missing, unreachable or prohibited.
+fn is_limited_by_the_kernel(fate: &Fate) -> bool {
+    let icmp = match &fate.out[..] {
+        [(_, frame)] if fate.answered && frame[14] >> 4 == 4 => frame.get(34..36),
+        _ => None,
+    };
+    matches!(icmp, Some([3, 0 | 1 | 13]))
+}
+
 /// What came out, but for what is free in an answer of the router's own: IPv4's identification and IPv6's flow label.
 fn comparable(out: &Out, answered: bool, ours: bool) -> Out {
     let each = |(port, frame): &(PortId, Vec<u8>)| {
         let mut packet = if ours { for_kernel(&frame[14..]) } else { frame[14..].to_vec() };
+        if answered {
+            blank_quoted_udplite(&mut packet);
+        }
         match packet[0] >> 4 {
             4 if answered => [4, 5, 10, 11].iter().for_each(|&at| packet[at] = 0),
             6 if answered => packet[1..4].fill(0),
@@ -236,6 +250,16 @@ fn comparable(out: &Out, answered: bool, ours: bool) -> Out {
         (*port, [&frame[..14], &packet].concat())
     };
     out.iter().map(each).collect()
+}
+
+/// Both sides were sent different checksums of UDP-Lite ([`for_kernel`]), and quote them.
+fn blank_quoted_udplite(packet: &mut [u8]) {
+    let (header, proto) = if packet[0] >> 4 == 4 { (20, 9) } else { (40, 6) };
+    let quoted = header + 8;
+    if packet.get(quoted + proto) == Some(&UDPLITE) && packet.len() >= quoted + header + 8 {
+        packet[header + 2..header + 4].fill(0);
+        packet[quoted + header + 6..quoted + header + 8].fill(0);
+    }
 }
 
 /// A sequence for a person.

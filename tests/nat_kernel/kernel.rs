@@ -2,7 +2,7 @@
 //! one packet at a time: what came out where, and which connection it then is of.
 //!
 //! Nothing reaches the router's own sockets: mangle INPUT counts and drops it, so that no connection of the host's own is
-//! made, and no answer. What the router says beside answers to packets (neighbour discovery, redirects of IPv6) is not seen.
+//! made, and no answer (what it says to itself is not seen). What the router says beside answers to packets (neighbour discovery, redirects of IPv6) is not seen.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -56,6 +56,7 @@ fn setup([lan, router, wan]: &[String; 3]) -> Result<(), String> {
          ip netns exec {router} sysctl -qw {}; \
          ip link add e0 netns {lan} type veth peer name lan netns {router} address {lan_mac}; \
          ip link add e1 netns {wan} type veth peer name wan netns {router} address {wan_mac}; \
+         for p in lan wan; do ip netns exec {router} ethtool -K $p tx off gro off gso off tso off; done; \
          ip -n {lan} link set e0 up; ip -n {wan} link set e1 up",
         SETTINGS.join(" ")
     ))?;
@@ -94,7 +95,7 @@ impl Kernel {
 
     /// Loads a ruleset, and the one rule that keeps packets from the host itself.
     pub(crate) fn load(&self, v6: bool, rules: &str) -> Result<(), String> {
-        let rules = rules.replacen("*mangle\n", "*mangle\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\n", 1);
+        let rules = rules.replacen("*mangle\n", "*mangle\n:INPUT ACCEPT [0:0]\n-A INPUT ! -i lo -j DROP\n", 1);
         self.tool(if v6 { "ip6tables-legacy-restore -w" } else { "iptables-legacy-restore -w" }, &rules).map(|_| ())
     }
 

@@ -48,7 +48,7 @@ impl Ours {
     pub(crate) fn new() -> Ours {
         let none = |family| compiled(family, "").1;
         let (ruleset, v4) = compiled(Family::V4, "");
-        let policy = Policy { generation: 1, v4, v6: none(Family::V6) };
+        let policy = Policy { generation: 1, v4, v6: none(Family::V6), host_nat: true };
         let shard = Shard::new(Settings { max: 1, ..Settings::default() }, [1, 2], &policy);
         Ours {
             ruleset,
@@ -72,13 +72,14 @@ impl Ours {
         self.ruleset = ruleset;
         let generation = self.policy.generation + 1;
         self.policy = match v6 {
-            false => Policy { generation, v4: vector, v6: none },
-            true => Policy { generation, v4: none, v6: vector },
+            false => Policy { generation, v4: vector, v6: none, host_nat: true },
+            true => Policy { generation, v4: none, v6: vector, host_nat: true },
         };
         self.shard = Shard::new(settings.clone(), [secret, 2], &self.policy);
     }
 
-    pub(crate) fn send(&mut self, port: PortId, frame: &[u8], _chosen: Option<&Entry>, now: Instant) -> Fate {
+    pub(crate) fn send(&mut self, port: PortId, frame: &[u8], chosen: Option<&Entry>, now: Instant) -> Fate {
+        self.shard.draw_ports(chosen.map(ports_of));
         let (answers, limited) = (self.shard.counters.replies, self.shard.counters.replies_limited);
         let mut buffer = self.pool.take().expect("a free frame");
         buffer.fill(frame);
@@ -110,7 +111,8 @@ impl Ours {
 
     /// Why packets were dropped, for a person.
     pub(crate) fn drops(&self) -> String {
-        format!("{:?}", self.shard.counters.drops)
+        let drops = self.shard.counters.drops.iter().filter(|(_, count)| *count > 0);
+        drops.map(|(reason, count)| format!("{count} {reason:?}")).collect::<Vec<_>>().join(", ")
     }
 
     pub(crate) fn entries(&self, now: Instant) -> Vec<Entry> {
@@ -120,6 +122,14 @@ impl Ours {
             cursor = self.shard.conntrack.list(from, 4096, now, &mut |view| entries.push(entry(view)));
         }
         entries
+    }
+}
+
+/// Source and destination port that a connection was given.
+fn ports_of(entry: &Entry) -> [u16; 2] {
+    match entry.proto {
+        1 | 58 => [entry.reply.sport; 2],
+        _ => [entry.reply.dport, entry.reply.sport],
     }
 }
 

@@ -40,6 +40,11 @@ const OWN: [(PortId, u8, u8); 6] = [
     (PortId::WAN, 3, 1),
 ];
 
+/// Whether the router itself has this address.
+pub(crate) fn is_own(ip: IpAddr) -> bool {
+    OWN.iter().any(|(_, net, host)| address(ip.is_ipv6(), *net, *host) == ip)
+}
+
 /// Networks behind a gateway: port, network, the gateway's network.
 const BEHIND: [(PortId, u8, u8); 3] = [(PortId::LAN, 5, 1), (PortId::WAN, 8, 2), (PortId::WAN, 9, 3)];
 const GATEWAY: u8 = 9;
@@ -93,7 +98,9 @@ pub(crate) fn routing() -> Routing {
     }
     for (v6, family) in [(false, Family::V4), (true, Family::V6)] {
         let (len, wide) = if v6 { (64, 64) } else { (24, 16) };
-        for (port, net, host) in OWN {
+        // As the kernel lists them: IPv6's youngest first.
+        let order = |at: usize| if v6 { OWN.len() - 1 - at } else { at };
+        for (port, net, host) in (0..OWN.len()).map(|at| OWN[order(at)]) {
             builder.add_address(port, address(v6, net, host), len);
         }
         for (port, net, host) in neighbours() {

@@ -31,7 +31,7 @@ pub(crate) fn rules(random: &mut Random, v6: bool) -> String {
         ]);
     }
     if random.one_in(6) {
-        text += "-A POSTROUTING -m conntrack --ctstate SNAT\n-A POSTROUTING -m conntrack --ctstate DNAT\n";
+        text += "-A FORWARD -m conntrack --ctstate SNAT\n-A FORWARD -m conntrack --ctstate DNAT\n";
     }
     text += "COMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n:first - [0:0]\n:last - [0:0]\n";
     text += &nat;
