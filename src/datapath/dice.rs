@@ -1,5 +1,6 @@
 //! Random numbers that may be seen from outside, as a translated port is: [`Dice`].
 
+use crate::conntrack::Manip;
 use std::hash::{DefaultHasher, Hasher};
 
 /// SipHash of a secret and a counter: whoever sees its numbers learns nothing of the next (about 20 ns each). What nobody sees
@@ -8,12 +9,27 @@ use std::hash::{DefaultHasher, Hasher};
 pub(super) struct Dice {
     secret: [u64; 2],
     drawn: u64,
+    /// Source and destination port that somebody wants drawn.
+    wanted: Option<[u16; 2]>,
 }
 
 impl Dice {
     /// `secret` is from the system's random source.
     pub(super) fn new(secret: [u64; 2]) -> Dice {
-        Dice { secret, drawn: 0 }
+        Dice { secret, drawn: 0, wanted: None }
+    }
+
+    /// From now on these are drawn, source and destination port, wherever they are among those that may be.
+    pub(super) fn want(&mut self, ports: Option<[u16; 2]>) {
+        self.wanted = ports;
+    }
+
+    /// How far from the port `low` on the first to try is.
+    pub(super) fn draw_port(&mut self, manip: Manip, low: u16) -> u16 {
+        match (self.wanted, manip) {
+            (Some([port, _]), Manip::Source) | (Some([_, port]), Manip::Destination) => port.wrapping_sub(low),
+            (None, _) => self.draw(),
+        }
     }
 
     /// Sixteen random bits.

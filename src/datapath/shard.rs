@@ -249,6 +249,12 @@ impl Shard {
         self.ahead.turn_off();
     }
 
+    /// Draws these for translated connections, source and destination port, instead of random ones, wherever they may be
+    /// drawn; `None`: random ones again. For comparisons with who has drawn already.
+    pub fn draw_ports(&mut self, ports: Option<[u16; 2]>) {
+        self.dice.want(ports);
+    }
+
     /// Opens the ledger of a policy not seen before, and forgets what other rules and routes said.
     #[inline]
     pub fn follow(&mut self, policy: &Policy, routing: &Routing) {

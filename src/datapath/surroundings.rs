@@ -114,7 +114,7 @@ impl World for Surroundings<'_> {
         let addresses = addr.map(|addr| (addr, addr)).or(request.range.addresses);
         let range = NatRange { addresses, ..*request.range };
         let dice = &mut *self.dice;
-        nat::bind(self.conntrack, request.manip, &range, &mut || dice.draw(), self.now);
+        nat::bind(self.conntrack, request.manip, &range, &mut |low| dice.draw_port(request.manip, low), self.now);
         if request.source == NatSource::OutPort
             && let Some(port) = context.out_port
         {

@@ -87,7 +87,7 @@ impl Path<'_> {
             nat::bind_opened(conntrack, &mut || dice.draw(), self.now);
         }
         if !conntrack.is_bound(manip) {
-            nat::bind_null(conntrack, manip, &mut || dice.draw(), self.now);
+            nat::bind_null(conntrack, manip, &mut |low| dice.draw_port(manip, low), self.now);
         }
         passage.tracked.status = conntrack.conn(ConnRef::Prepared).map_or(CtStatus::default(), |conn| conn.status());
         Ok(())

@@ -7,9 +7,16 @@ use crate::time::Instant;
 use crate::wire::proto;
 
 /// Gives the prepared connection an address and port of `range` at one end (`nf_nat_setup_info`). Does nothing for any other
-/// packet. `random` gives 16 random bits, others each time. When no tuple is free the connection has one that is taken, and
+/// packet. `random` gives 16 random bits, others each time; it is told the first of
+/// the ports that are counted from. When no tuple is free the connection has one that is taken, and
 /// will not be confirmed.
-pub fn bind(conntrack: &mut Conntrack, manip: Manip, range: &NatRange, random: &mut dyn FnMut() -> u16, now: Instant) {
+pub fn bind(
+    conntrack: &mut Conntrack,
+    manip: Manip,
+    range: &NatRange,
+    random: &mut dyn FnMut(u16) -> u16,
+    now: Instant,
+) {
     if conntrack.is_bound(manip) {
         return;
     }
@@ -59,7 +66,7 @@ fn mapped_tuple(
 }
 
 /// No rule wants it translated: it keeps its address, and its port where that is free (`nf_nat_alloc_null_binding`).
-pub fn bind_null(conntrack: &mut Conntrack, manip: Manip, random: &mut dyn FnMut() -> u16, now: Instant) {
+pub fn bind_null(conntrack: &mut Conntrack, manip: Manip, random: &mut dyn FnMut(u16) -> u16, now: Instant) {
     let Some(current) = conntrack.prepared_tuple() else { return };
     let own = match manip {
         Manip::Source => current.src,
@@ -74,7 +81,7 @@ fn unique_tuple(
     current: Tuple,
     manip: Manip,
     range: &NatRange,
-    random: &mut dyn FnMut() -> u16,
+    random: &mut dyn FnMut(u16) -> u16,
     now: Instant,
 ) -> (Tuple, bool) {
     let is_random = range.random || range.random_fully;

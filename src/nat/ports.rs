@@ -80,14 +80,14 @@ pub(super) fn choose(
     tuple: &mut Tuple,
     range: &NatRange,
     manip: Manip,
-    random: &mut dyn FnMut() -> u16,
+    random: &mut dyn FnMut(u16) -> u16,
     now: Instant,
 ) -> bool {
     let Some(span) = span_of(conntrack, tuple, range, manip) else { return !conntrack.is_taken(tuple, now) };
     let number = if span.end == Manip::Source { tuple.sport } else { tuple.dport };
     let mut offset = match range.ports.and_then(|ports| ports.base) {
         Some(base) => number.wrapping_sub(base),
-        None if range.random || range.random_fully || manip == Manip::Source => random(),
+        None if range.random || range.random_fully || manip == Manip::Source => random(span.low as u16),
         None => 0,
     };
     let mut attempts = span.size.min(ATTEMPTS);
@@ -112,7 +112,7 @@ pub(super) fn choose(
             return false;
         }
         attempts /= 2;
-        offset = random();
+        offset = random(span.low as u16);
     }
 }
 
