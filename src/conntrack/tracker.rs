@@ -68,12 +68,14 @@ pub(super) enum Outcome {
 /// The connection a packet belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ConnRef {
-    /// None: INVALID, UNTRACKED, or the packet ended it.
+    /// None: INVALID or UNTRACKED.
     None,
     /// One in the table.
     Confirmed(ConnId),
     /// The one that this packet would begin.
     Prepared,
+    /// One that this packet has ended: it is in the table no more, and still says what becomes of the packet.
+    Ended,
 }
 
 /// What conntrack says about a packet. `info` holds for all later rules, whatever becomes of the connection.
@@ -105,6 +107,8 @@ pub struct Conntrack {
     /// `expires` is the timeout itself until it is confirmed.
     prepared: Option<Prepared>,
     prepared_counter: Counter,
+    /// The connection that the packet in hand has ended, and the record it had.
+    ended: Option<(ConnId, Prepared)>,
     /// Where the next search for a connection that can go begins.
     hand: Hand,
     /// The connection that goes when the prepared one is confirmed.
@@ -140,6 +144,7 @@ impl Conntrack {
             mappings,
             prepared: None,
             prepared_counter: Counter::default(),
+            ended: None,
             hand,
             victim: None,
             relief: None,
@@ -447,6 +452,7 @@ impl Conntrack {
             ConnRef::None => None,
             ConnRef::Confirmed(id) => Some(self.table.get_mut(id)).filter(|conn| conn.is_confirmed()),
             ConnRef::Prepared => self.prepared.as_mut().map(|new| &mut new.conn),
+            ConnRef::Ended => self.ended.as_mut().map(|(_, old)| &mut old.conn),
         };
         let Some(conn) = record else { return false };
         if conn.mark != mark {
@@ -463,6 +469,7 @@ impl Conntrack {
             ConnRef::None => None,
             ConnRef::Confirmed(id) => Some(self.table.get(id)).filter(|conn| conn.is_confirmed()),
             ConnRef::Prepared => self.prepared.as_ref().map(|new| &new.conn),
+            ConnRef::Ended => self.ended.as_ref().map(|(_, old)| &old.conn),
         }
     }
 
@@ -472,6 +479,7 @@ impl Conntrack {
             ConnRef::None => None,
             ConnRef::Confirmed(id) => self.table.get(id).is_confirmed().then(|| self.table.tuple(id, direction)),
             ConnRef::Prepared => self.prepared.as_ref().map(|new| new.tuple(direction)),
+            ConnRef::Ended => self.ended.as_ref().map(|(_, old)| old.tuple(direction)),
         }
     }
 
@@ -774,8 +782,9 @@ impl Conntrack {
         let seen = if info == CtInfo::EstablishedReply { CtStatus::SEEN_REPLY } else { CtStatus(0) };
         let status = conn.status.with(seen);
         if outcome == Outcome::Forget {
+            self.ended = Some((id, self.record(id)));
             self.remove(id, now, 0);
-            return Some(Tracked { info, conn: ConnRef::None, status });
+            return Some(Tracked { info, conn: ConnRef::Ended, status });
         }
         conn.status = status;
         note_changes(conn, before, is_resync(outcome, direction, packet));

@@ -10,7 +10,9 @@ impl Conntrack {
     /// Whole seconds until a packet's connection expires (`nf_ct_expires`); 0 while it is not confirmed, or without one.
     pub fn expires_in(&self, conn: ConnRef, now: Instant) -> u32 {
         match (conn, self.conn(conn)) {
-            (ConnRef::Confirmed(_), Some(conn)) => (conn.expires().saturating_since(now) / SECOND_NS) as u32,
+            (ConnRef::Confirmed(_) | ConnRef::Ended, Some(conn)) => {
+                (conn.expires().saturating_since(now) / SECOND_NS) as u32
+            }
             _ => 0,
         }
     }
@@ -24,6 +26,12 @@ impl Conntrack {
                 self.counters.get(id.index()).map(|counters| counters[direction.index()])
             }
             ConnRef::Confirmed(_) => None,
+            // Its counters stand until the record is another's.
+            ConnRef::Ended => {
+                let (id, old) = self.ended.as_ref()?;
+                let counters = self.counters.get(id.index()).filter(|_| old.conn.flags & Conn::COUNTED != 0);
+                counters.map(|counters| counters[direction.index()])
+            }
             ConnRef::Prepared if self.counters.is_empty() => None,
             ConnRef::Prepared if direction == Direction::Original => Some(self.prepared_counter),
             ConnRef::Prepared => Some(Counter::default()),

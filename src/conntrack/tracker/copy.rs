@@ -2,7 +2,7 @@
 //! touching it.
 
 use super::Conntrack;
-use crate::conntrack::conn::{Conn, Prepared, UNLINKED};
+use crate::conntrack::conn::{Conn, ConnId, Prepared, UNLINKED};
 use crate::conntrack::list::{ConnView, Counter};
 use crate::conntrack::tuple::{Direction, Tuple};
 use crate::time::Instant;
@@ -25,21 +25,25 @@ impl Conntrack {
         if !conn.is_confirmed() || conn.is_expired(now) {
             return None;
         }
-        let tuples = [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
-        let record = Prepared {
-            addresses: tuples.map(|tuple| [tuple.src, tuple.dst]),
-            conn: Conn { shortcut: [0; 2], link: UNLINKED, ..*conn },
-            tcp: self.table.tcp(id),
-            note: self.table.note(id),
-            opens: false,
-            exhausted: false,
-        };
         Some(ConnCopy {
-            record,
+            record: self.record(id),
             counters: self.counters.get(id.index()).copied(),
             start: self.starts.get(id.index()).copied(),
             view: self.view(id, conn, now),
         })
+    }
+
+    /// All of a connection in the table, but for where it hangs and what the datapath has noted.
+    pub(super) fn record(&self, id: ConnId) -> Prepared {
+        let tuples = [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
+        Prepared {
+            addresses: tuples.map(|tuple| [tuple.src, tuple.dst]),
+            conn: Conn { shortcut: [0; 2], link: UNLINKED, ..*self.table.get(id) },
+            tcp: self.table.tcp(id),
+            note: self.table.note(id),
+            opens: false,
+            exhausted: false,
+        }
     }
 
     /// Adds a connection as another tracker had it. Does nothing when there is no room, or its tuple is taken.

@@ -74,7 +74,7 @@ impl Told<'_> {
                     lines[0] = "no connection has its addresses and ports; it would begin one, if it passed".to_owned();
                 }
             }
-            ConnRef::Confirmed(_) => {
+            ConnRef::Confirmed(_) | ConnRef::Ended => {
                 let of = match (tracked.info, tracked.info.direction()) {
                     (CtInfo::Related | CtInfo::RelatedReply, _) => "it belongs to a connection",
                     (_, Direction::Original) => "it is of a connection, in its original direction",
