@@ -165,16 +165,17 @@ impl Routing {
         }
     }
 
-    /// The address the kernel would answer `dst` with: that of the route there (`RTA_PREFSRC`), else that of the way out
-    /// (`fib_result_prefsrc`, `ip6_route_get_saddr`). None when no route leads there through a port.
-    pub fn source_for(&self, family: Family, dst: Addr) -> Option<Addr> {
+    /// The address the kernel would answer `dst` with, whose packet came in by `from`: that of the route there
+    /// (`RTA_PREFSRC`), else for IPv4 that of the way out (`fib_result_prefsrc`), for IPv6 that of the way in (`icmp6_send`).
+    /// None when no route leads there through a port.
+    pub fn source_for(&self, family: Family, dst: Addr, from: PortId) -> Option<Addr> {
         let (route, preferred) = self.tables.lookup_with_source(family, Addr::ZERO, dst);
         let Route::Forward { port, gateway, .. } = route else {
             return preferred.or_else(|| (route == Route::Local).then_some(dst));
         };
         preferred.or_else(|| match family {
             Family::V4 => select_v4(&self.addresses, self.port(port).ifindex, gateway),
-            Family::V6 => select_v6(&self.addresses, self.port(port).ifindex, dst),
+            Family::V6 => select_v6(&self.addresses, self.port(from).ifindex, dst),
         })
     }
 

@@ -817,7 +817,7 @@ impl Path<'_> {
             return None;
         }
         let hop = self.way_back(packet, of)?;
-        let source = self.routing.source_for(packet.family, packet.src)?;
+        let source = self.routing.source_for(packet.family, packet.src, packet.port)?;
         if !self.shard.limiter.allow(packet.family, packet.src, error, self.now) {
             self.shard.counters.replies_limited += 1;
             return None;

@@ -208,10 +208,12 @@ fn sources_are_the_kernels() {
     let routing = builder.build();
     assert_eq!(routing.source_address(Family::V4, PortId::WAN, ip("192.0.2.254")), Some(ip("192.0.2.1")));
     assert_eq!(routing.source_address(Family::V6, PortId::LAN, ip("2001:db8:1::5")), Some(ip("2001:db8:1::1")));
-    assert_eq!(routing.source_for(Family::V4, ip("198.51.100.1")), Some(ip("192.0.2.1")));
-    assert_eq!(routing.source_for(Family::V4, ip("10.0.0.8")), Some(ip("10.0.0.1")));
-    assert_eq!(routing.source_for(Family::V4, ip("203.0.113.1")), Some(ip("10.0.0.1")), "RTA_PREFSRC");
-    assert_eq!(routing.source_for(Family::V6, ip("2001:db8:77::1")), Some(ip("2001:db8:2::1")));
+    assert_eq!(routing.source_for(Family::V4, ip("198.51.100.1"), PortId::LAN), Some(ip("192.0.2.1")));
+    assert_eq!(routing.source_for(Family::V4, ip("10.0.0.8"), PortId::LAN), Some(ip("10.0.0.1")));
+    assert_eq!(routing.source_for(Family::V4, ip("203.0.113.1"), PortId::LAN), Some(ip("10.0.0.1")), "RTA_PREFSRC");
+    let answered_with = |from| routing.source_for(Family::V6, ip("2001:db8:77::1"), from);
+    assert_eq!(answered_with(PortId::WAN), Some(ip("2001:db8:2::1")));
+    assert_ne!(answered_with(PortId::LAN), Some(ip("2001:db8:2::1")), "the way in counts");
 }
 
 #[test]
