@@ -797,7 +797,8 @@ impl Path<'_> {
             Answer::Reset => self.way_back(packet, &refusal.tracked).filter(|_| reply::tcp_reset(&mut frame, packet)),
             Answer::Error(error) => self.answer(&mut frame, packet, error, &refusal.tracked),
         };
-        let Some(hop) = answered.filter(|_| self.translate_answer(&mut frame, packet, &refusal.tracked)) else {
+        let Some(hop) = answered.and_then(|hop| self.translate_answer(&mut frame, packet, &refusal.tracked, hop))
+        else {
             return self.drop(frame, refusal.reason);
         };
         self.shard.counters.drops.count(refusal.reason);

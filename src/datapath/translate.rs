@@ -9,8 +9,8 @@
 //! this way. It gets the packet as it came, and translates it by the same rules where it has them
 //! ([`crate::snapshot::Policy::host_translates`]).
 
-use super::{Manip, Passage, Path, Refusal};
-use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Tracked, Tuple};
+use super::{Manip, Passage, Path, Refusal, Resolve};
+use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Template, Tracked, Tuple};
 use crate::device::Frame;
 use crate::nat;
 use crate::packet::Packet;
@@ -175,17 +175,42 @@ impl Path<'_> {
         self.translated_destination(&undone, &back)
     }
 
-    /// Translates an answer of the router's own to a packet of a connection: it leaves as one of the same connection, the
-    /// other way (`nf_ct_attach`), through OUTPUT and POSTROUTING. `false`: it cannot be.
+    /// An answer of the router's own on its way through OUTPUT and POSTROUTING, to the next hop `hop`: gives where it goes then.
+    /// It leaves as a packet of the connection that the packet is of, the other way (`nf_ct_attach`). Where that packet is
+    /// INVALID conntrack looks at the answer, as at all that a host sends: it may be of a connection even so. `None`: it
+    /// cannot be translated.
     #[cold]
-    pub(super) fn translate_answer(&mut self, frame: &mut Frame, of: &Packet, tracked: &Tracked) -> bool {
-        if !tracked.status.any(CtStatus::NAT) {
-            return true;
+    pub(super) fn translate_answer(
+        &mut self,
+        frame: &mut Frame,
+        of: &Packet,
+        tracked: &Tracked,
+        hop: Resolve,
+    ) -> Option<Resolve> {
+        let alone = tracked.info == CtInfo::Invalid && self.rules(of.family).wants_conntrack();
+        if !alone && !tracked.status.any(CtStatus::NAT) {
+            return Some(hop);
         }
-        let Ok(mut packet) = Packet::parse(frame.bytes(), of.port, false) else { return false };
-        let back = backwards(tracked);
-        let manips = [Manip::Destination, Manip::Source];
-        manips.into_iter().all(|manip| self.translate(manip, frame, &mut packet, &back).is_ok())
+        let mut answer = Packet::parse(frame.bytes(), of.port, false).ok()?;
+        let tracked = if alone { self.track_answer(frame, &answer) } else { backwards(tracked) };
+        let before = answer.dst;
+        self.translate(Manip::Destination, frame, &mut answer, &tracked).ok()?;
+        // Without a connection nobody could say beforehand whom the answer goes to (`ip_route_me_harder`).
+        let hop = match alone && answer.dst != before {
+            true => self.way_back(&Packet { src: answer.dst, dst: answer.src, ..*of }, &Tracked::INVALID)?,
+            false => hop,
+        };
+        self.translate(Manip::Source, frame, &mut answer, &tracked).ok()?;
+        Some(hop)
+    }
+
+    /// What conntrack says of an answer that was not given a connection. None begins with it.
+    fn track_answer(&mut self, frame: &Frame, answer: &Packet) -> Tracked {
+        let conntrack = &mut self.shard.conntrack;
+        let hash = conntrack.hash(&Tuple::of(answer));
+        let tracked = conntrack.track(answer, frame.bytes(), hash, Template::DEFAULT, self.now);
+        conntrack.forget_prepared();
+        tracked.ok().filter(|tracked| tracked.conn != ConnRef::Prepared).unwrap_or(Tracked::INVALID)
     }
 
     /// The connection of a packet that has been translated already.

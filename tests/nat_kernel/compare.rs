@@ -112,6 +112,7 @@ impl Pair {
                 .join("; "),
         };
         if !(mine.limited && mine.out.is_empty())
+            && !(mine.out.is_empty() && is_redirect(packet))
             && !(theirs.is_empty() && is_limited_by_the_kernel(&mine))
             && comparable(&theirs, mine.answered, false) != comparable(&mine.out, mine.answered, true)
         {
@@ -223,6 +224,11 @@ fn lines_but(text: &str, without: usize) -> String {
 fn agrees(theirs: &Entry, mine: &Entry) -> bool {
     let plain = |entry: &Entry| Entry { status: entry.status & STATUS, timeout: 0, state: None, ..entry.clone() };
     theirs.timeout.abs_diff(mine.timeout) <= 1 && plain(theirs) == plain(mine)
+}
+
+/// Wanted: no ICMPv6 error about a Redirect (RFC 4443 section 2.4 (e.2)); Linux sends one.
+fn is_redirect(packet: &[u8]) -> bool {
+    packet_proto(packet) == Some(58) && tuple_of(packet).is_some_and(|side| side.dport >> 8 == 137)
 }
 
 /// Whether an answer is one of those that Linux sends at most once a second to a source, whatever it is told (`ip_error`): the

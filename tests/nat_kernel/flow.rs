@@ -301,7 +301,7 @@ pub(crate) fn describe(flows: &[Flow], step: &Step) -> String {
 
 /// A frame for a person.
 pub(crate) fn describe_frame(frame: &[u8]) -> String {
-    let hex: String = frame.get(14..).unwrap_or_default().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = frame.get(14..).unwrap_or_default().iter().take(140).map(|byte| format!("{byte:02x}")).collect();
     let to = frame.first_chunk::<6>().map(|mac| mac_text(*mac)).unwrap_or_default();
     match frame.get(14..).and_then(tuple_of) {
         Some(Side { src, dst, sport, dport, .. }) => {
