@@ -214,19 +214,24 @@ fn write_ipv6(ip: &mut [u8], next_header: u8, payload_len: u16, source: Addr, de
 }
 
 /// Turns `frame` into the TCP reset that answers `packet`, as REJECT `--reject-with tcp-reset` does; false, and the frame as
-/// it was, where Linux answers nothing (not TCP, itself a reset, header or checksum bad).
+/// it was, where Linux answers nothing (not TCP, itself a reset, header cut short, checksum wrong). What the header says of
+/// its own length it need not keep.
 pub fn tcp_reset(frame: &mut Frame, packet: &Packet) -> bool {
-    let sound = matches!(packet.l4, L4::Good | L4::PartialChecksum);
-    if packet.proto != proto::TCP || !sound || packet.tcp_flags & tcp::RST != 0 {
+    let header = packet.l4_bytes(frame.bytes());
+    if packet.proto != proto::TCP || header.len() < tcp::HEADER_LEN || !is_whole(frame.bytes(), packet) {
         return false;
     }
-    let (seq, ack, flags) = if packet.tcp_flags & tcp::ACK != 0 {
-        (packet.ack, 0, tcp::RST)
+    let given = tcp::flags(header);
+    if given & tcp::RST != 0 {
+        return false;
+    }
+    let (sport, dport) = (wire::get_u16(header, 0), wire::get_u16(header, 2));
+    let (seq, ack, flags) = if given & tcp::ACK != 0 {
+        (tcp::ack(header), 0, tcp::RST)
     } else {
-        let syn = u32::from(packet.tcp_flags & tcp::SYN != 0);
-        let fin = u32::from(packet.tcp_flags & tcp::FIN != 0);
-        let payload = u32::from(packet.tcp_payload_len());
-        (0, packet.seq.wrapping_add(syn).wrapping_add(fin).wrapping_add(payload), tcp::RST | tcp::ACK)
+        let numbered = u32::from(given & tcp::SYN != 0) + u32::from(given & tcp::FIN != 0);
+        let payload = u32::from(packet.l4_len).wrapping_sub(tcp::header_len(header) as u32);
+        (0, tcp::seq(header).wrapping_add(numbered).wrapping_add(payload), tcp::RST | tcp::ACK)
     };
     let l3_at = ethernet::HEADER_LEN;
     let l4_at = match packet.family {
@@ -254,8 +259,8 @@ pub fn tcp_reset(frame: &mut Frame, packet: &Packet) -> bool {
     }
     let segment = &mut bytes[l4_at..];
     segment.fill(0);
-    wire::put_u16(segment, 0, packet.dport);
-    wire::put_u16(segment, 2, packet.sport);
+    wire::put_u16(segment, 0, dport);
+    wire::put_u16(segment, 2, sport);
     wire::put_u32(segment, 4, seq);
     wire::put_u32(segment, 8, ack);
     segment[12] = 5 << 4;

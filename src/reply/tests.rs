@@ -77,6 +77,31 @@ fn resets_carry_the_numbers_linux_gives_them() {
 }
 
 #[test]
+fn a_reset_answers_a_header_that_lies_about_its_length_but_no_wrong_checksum() {
+    let spoilt = |length: u8, right: bool| {
+        let (mut frame, packet) = tcp4(tcp::SYN, b"");
+        let at = usize::from(packet.l4_at);
+        let bytes = frame.bytes_mut();
+        bytes[at + 12] = length << 4;
+        // The checksum makes up for it.
+        let check = wire::get_u16(bytes, at + tcp::CHECKSUM_AT);
+        let more = u32::from(check) + 0xffff - u32::from(length - 5) * 0x1000 + u32::from(!right);
+        wire::put_u16(bytes, at + tcp::CHECKSUM_AT, ((more & 0xffff) + (more >> 16)) as u16);
+        // Nobody has verified the checksum.
+        let packet = Packet::parse(frame.bytes(), PortId::LAN, false).expect("a good IP header");
+        (frame, packet)
+    };
+    let (mut frame, packet) = spoilt(11, true);
+    assert_eq!(packet.l4, L4::Malformed);
+    assert!(tcp_reset(&mut frame, &packet));
+    let answer = Packet::parse(frame.bytes(), PortId::LAN, true).expect("a good packet");
+    // Linux counts the missing bytes as less than nothing.
+    assert_eq!((answer.ack, answer.sport), (501 - 24, 80));
+    let (mut frame, packet) = spoilt(5, false);
+    assert!(!tcp_reset(&mut frame, &packet));
+}
+
+#[test]
 fn errors_are_never_answered_with_errors() {
     let (mut frame, packet) = udp4(4);
     assert!(may_answer(&packet));
