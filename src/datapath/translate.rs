@@ -84,7 +84,7 @@ impl Path<'_> {
         self.meet(chain, hook, frame, packet, passage, None)?;
         let super::Shard { conntrack, dice, .. } = &mut *self.shard;
         if manip == Manip::Destination && !conntrack.is_bound(manip) {
-            nat::bind_opened(conntrack, &mut || dice.draw(), self.now);
+            nat::bind_opened(conntrack, &mut |low| dice.draw_port(manip, low), self.now);
         }
         if !conntrack.is_bound(manip) {
             nat::bind_null(conntrack, manip, &mut |low| dice.draw_port(manip, low), self.now);

@@ -34,7 +34,7 @@ pub fn bind(
 
 /// Translates the destination of a packet that comes in through a port that somebody has opened by endpoint-independent
 /// filtering. Does nothing where nobody has.
-pub fn bind_opened(conntrack: &mut Conntrack, random: &mut dyn FnMut() -> u16, now: Instant) {
+pub fn bind_opened(conntrack: &mut Conntrack, random: &mut dyn FnMut(u16) -> u16, now: Instant) {
     let Some(to) = conntrack.prepared_tuple().and_then(|tuple| conntrack.opened_destination(&tuple)) else { return };
     let ports = Some(NatPorts { low: to.dport, high: to.dport, base: None });
     let range = NatRange { addresses: Some((to.dst, to.dst)), ports, ..NatRange::default() };
@@ -48,7 +48,7 @@ fn mapped_tuple(
     conntrack: &mut Conntrack,
     current: Tuple,
     range: &NatRange,
-    random: &mut dyn FnMut() -> u16,
+    random: &mut dyn FnMut(u16) -> u16,
     now: Instant,
 ) -> (Tuple, bool) {
     let within = |tuple: &Tuple| range.addresses.is_none_or(|(first, last)| (first..=last).contains(&tuple.src));
