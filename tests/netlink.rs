@@ -483,7 +483,9 @@ fn links_and_addresses_are_followed() {
         assert_eq!(running.now().source_address(Family::V4, LAN, addr("10.7.9.9")), Some(addr("10.7.0.1")));
         ip("route add 80.0.0.0/8 via 192.0.2.2 src 10.7.0.1");
         running
-            .until("preferred source", |now| now.source_for(Family::V4, addr("80.0.0.1"), PortId::LAN) == Some(addr("10.7.0.1")))
+            .until("preferred source", |now| {
+                now.source_for(Family::V4, addr("80.0.0.1"), PortId::LAN) == Some(addr("10.7.0.1"))
+            })
             .await;
         ip("addr del 10.7.0.1/16 dev lan0");
         running
