@@ -13,6 +13,7 @@
 //! whole in the line. Of IPv6 the reply's addresses lie in one more array, which is used only where they are translated
 //! (SRC_NAT, DST_NAT); its ports are in the line.
 
+use super::blocks::PortBlock;
 use super::list::StateView;
 use super::sctp::SctpState;
 use super::tcp::{TcpRecord, TcpState};
@@ -249,6 +250,8 @@ impl TranslationNote {
     pub(super) const OUTWARD: u8 = 4;
     /// It uses the mapping of its destination.
     pub(super) const INWARD: u8 = 8;
+    /// It uses a block of ports.
+    pub(super) const BLOCK: u8 = 16;
     const PORT: u8 = 3;
 
     /// The port whose address it has been given (MASQUERADE).
@@ -275,6 +278,8 @@ pub(super) struct Prepared {
     pub(super) note: TranslationNote,
     /// If it uses a mapping outwards, it lets others in through it.
     pub(super) opens: bool,
+    /// If it uses a block of ports, which.
+    pub(super) block: Option<PortBlock>,
     /// Address translation has found no tuple for it that is free.
     pub(super) exhausted: bool,
 }
@@ -296,6 +301,7 @@ impl Prepared {
             tcp: TcpRecord::BLANK,
             note: TranslationNote::NONE,
             opens: false,
+            block: None,
             exhausted: false,
         };
         // Only invertible tuples become connections.

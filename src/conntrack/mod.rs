@@ -5,6 +5,7 @@
 //! tuple, `wheel` knows when to look at them again, and `tcp`, `udp`, `icmp`, `sctp`, `generic` know the protocols. What
 //! an operator sees is a [`ConnView`] (`list`), chosen by a [`ConnFilter`] and written by `text`, `xml`, `json`.
 
+mod blocks;
 mod conn;
 mod event;
 mod filter;
@@ -29,6 +30,7 @@ mod udp;
 mod wheel;
 mod xml;
 
+pub use blocks::{BLOCKS_MAX, BlockEvent, PortBlock};
 pub use conn::{Conn, ConnId};
 pub use event::{Event, EventKind, EventMask};
 pub use filter::{ConnFilter, Masked, Network, TupleFilter};

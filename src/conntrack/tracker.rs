@@ -31,6 +31,7 @@ pub use copy::ConnCopy;
 use eviction::Hand;
 pub use translate::Manip;
 
+use super::blocks::Blocks;
 use super::conn::{Conn, ConnId, Prepared, UNLINKED};
 use super::event::{Event, EventKind, Recorder};
 use super::icmp::{self, Message};
@@ -104,6 +105,7 @@ pub struct Conntrack {
     wheel: Wheel,
     sources: Sources,
     mappings: Mappings,
+    blocks: Blocks,
     /// `expires` is the timeout itself until it is confirmed.
     prepared: Option<Prepared>,
     prepared_counter: Counter,
@@ -136,12 +138,14 @@ impl Conntrack {
         let starts = if settings.timestamp { vec![Instant::ZERO; settings.max] } else { Vec::new() };
         let sources = Sources::new(settings.max);
         let mappings = Mappings::new(settings.max);
+        let blocks = Blocks::new(settings.max);
         Conntrack {
             settings,
             table,
             wheel: Wheel::new(),
             sources,
             mappings,
+            blocks,
             prepared: None,
             prepared_counter: Counter::default(),
             ended: None,
@@ -371,7 +375,7 @@ impl Conntrack {
             self.wheel.hang(record, id, now);
         }
         self.note_source(id, true);
-        self.hold_mappings(id, new.opens);
+        self.hold_mappings(id, &new);
         self.statistics.insert += 1;
         self.tell(EventKind::New, id, now, 0);
         Ok(())
@@ -505,7 +509,8 @@ impl Conntrack {
         let (start, v6) = self.table.memory_bytes();
         let beside = self.counters.len() * size_of::<[Counter; 2]>() + self.starts.len() * size_of::<Instant>();
         let start_bytes = start + beside + size_of::<Conntrack>();
-        let nat_bytes = self.table.translated_bytes() + self.sources.memory_bytes() + self.mappings.memory_bytes();
+        let nat_bytes = self.table.translated_bytes() + self.sources.memory_bytes();
+        let nat_bytes = nat_bytes + self.mappings.memory_bytes() + self.blocks.memory_bytes();
         Memory { entries: self.capacity(), start_bytes, v6_bytes: v6, nat_bytes }
     }
 

@@ -31,7 +31,7 @@ pub struct Effects {
     pub punt: Vec<(PortId, Frame)>,
     /// Frames nobody needs any more.
     pub free: Vec<Frame>,
-    /// Lines for LOG, and for the steps of traced packets.
+    /// Lines for LOG, for the steps of traced packets, and what the router itself has to say.
     pub logs: Vec<LogRecord>,
     /// LOG lines that did not fit.
     pub logs_lost: u64,
@@ -78,6 +78,15 @@ impl Effects {
     pub(super) fn trace(&mut self, event: &TraceEvent<'_>) {
         if self.logs.len() < Effects::LOGS_MAX {
             self.logs.push(LogRecord::traced(event));
+        } else {
+            self.logs_lost += 1;
+        }
+    }
+
+    /// Keeps a line that the router itself has to say, or counts it lost.
+    pub(super) fn say(&mut self, level: u8, text: core::fmt::Arguments<'_>) {
+        if self.logs.len() < Effects::LOGS_MAX {
+            self.logs.push(LogRecord::line(level, text));
         } else {
             self.logs_lost += 1;
         }

@@ -148,6 +148,7 @@ pub fn process(
             Some(reason) => path.drop(frame, reason),
         };
     }
+    path.finish_batch();
     path.shard.work = places;
     batch.bytes = 0;
 }
@@ -178,9 +179,11 @@ pub fn expire(
     effects: &mut Effects,
 ) {
     shard.conntrack.expire(now, budget);
-    if !shard.waiting.is_empty() {
-        Path { shard, policy, routing, now, effects, witnessed: false }.settle_waiting();
+    let mut path = Path { shard, policy, routing, now, effects, witnessed: false };
+    if !path.shard.waiting.is_empty() {
+        path.settle_waiting();
     }
+    path.finish_batch();
 }
 
 /// When [`expire`] next has something to do.
@@ -313,6 +316,14 @@ impl Refusal {
 }
 
 impl Path<'_> {
+    /// What happened to the table beside the packets.
+    #[inline]
+    fn finish_batch(&mut self) {
+        if !self.shard.conntrack.block_events().0.is_empty() {
+            self.tell_blocks();
+        }
+    }
+
     /// Stage (c) for one packet: decide, then carry it out.
     #[inline]
     fn take(&mut self, mut frame: Frame, work: &mut Work) -> Verdict {
@@ -792,6 +803,9 @@ impl Path<'_> {
 
     /// Counts the drop and answers the sender in the packet's own frame, where there is an answer.
     fn refuse(&mut self, mut frame: Frame, packet: &Packet, refusal: &Refusal) -> Verdict {
+        if refusal.reason == DropReason::NatExhausted {
+            self.tell_exhausted(packet);
+        }
         let answered = match refusal.answer {
             Answer::Nothing => None,
             Answer::Reset => self.way_back(packet, &refusal.tracked).filter(|_| reply::tcp_reset(&mut frame, packet)),

@@ -22,6 +22,7 @@ use super::ahead::{Ahead, NOWHERE};
 use super::budget::PuntBudget;
 use super::dice::Dice;
 use super::shortcut::{Shortcuts, Traces};
+use super::translate::Exhaustion;
 use super::waiting::Waiting;
 use super::witness::Witness;
 
@@ -180,6 +181,7 @@ pub struct Shard {
     random: u64,
     /// Where the ports of translated connections come from.
     pub(super) dice: Dice,
+    pub(super) exhaustion: Exhaustion,
     /// Who goes with packets, while somebody does.
     pub(super) witness: Option<Box<dyn Witness>>,
     /// A place for each packet of a batch.
@@ -206,6 +208,7 @@ impl Shard {
             wall: Arc::default(),
             random: (secret[0] ^ secret[1].rotate_left(32)) | 1,
             dice: Dice::new(secret),
+            exhaustion: Exhaustion::default(),
             witness: None,
             work: vec![Work::BLANK; super::BATCH],
             ahead: Ahead::new(),

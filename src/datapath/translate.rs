@@ -10,15 +10,29 @@
 //! ([`crate::snapshot::Policy::host_translates`]).
 
 use super::{Manip, Passage, Path, Refusal, Resolve};
-use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Template, Tracked, Tuple};
+use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Template, Tracked, Tuple, protocol_name};
 use crate::device::Frame;
 use crate::nat;
 use crate::packet::Packet;
 use crate::reply;
 use crate::rewrite::{self, End, Translation};
 use crate::rules::{Hook, NAT_POSTROUTING, NAT_PREROUTING};
+use crate::time::{Instant, SECOND_NS};
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Family, icmp, icmpv6, proto};
+
+/// New connections dropped because no port or address was free, since that was last said.
+#[derive(Debug, Default)]
+pub(super) struct Exhaustion {
+    dropped: u64,
+    said_at: Option<Instant>,
+}
+
+/// Time between two lines about it.
+const SAY_INTERVAL_NS: u64 = 10 * SECOND_NS;
+/// Syslog's levels.
+const WARNING: u8 = 4;
+const INFO: u8 = 6;
 
 /// The end of a packet that a translation changes.
 const fn end_of(manip: Manip) -> End {
@@ -211,6 +225,33 @@ impl Path<'_> {
         let tracked = conntrack.track(answer, frame.bytes(), hash, Template::DEFAULT, self.now);
         conntrack.forget_prepared();
         tracked.ok().filter(|tracked| tracked.conn != ConnRef::Prepared).unwrap_or(Tracked::INVALID)
+    }
+
+    /// No port or address was free for this packet's connection.
+    #[cold]
+    pub(super) fn tell_exhausted(&mut self, packet: &Packet) {
+        let exhaustion = &mut self.shard.exhaustion;
+        exhaustion.dropped += 1;
+        if exhaustion.said_at.is_some_and(|at| self.now - at < SAY_INTERVAL_NS) {
+            return;
+        }
+        let Exhaustion { dropped, .. } =
+            std::mem::replace(exhaustion, Exhaustion { dropped: 0, said_at: Some(self.now) });
+        let (src, dst, port, proto) = (packet.src, packet.dst, packet.dport, protocol_name(packet.proto));
+        self.effects.say(
+            WARNING,
+            format_args!(
+                "nat: no free port of {src} for {proto} to {dst} port {port}: {dropped} new connections dropped since the last such line"
+            ),
+        );
+    }
+
+    /// Tells which blocks of ports were taken and given back.
+    #[cold]
+    pub(super) fn tell_blocks(&mut self) {
+        let (events, lost) = self.shard.conntrack.block_events();
+        events.drain(..).for_each(|event| self.effects.say(INFO, format_args!("{event}")));
+        self.effects.logs_lost += std::mem::take(lost);
     }
 
     /// The connection of a packet that has been translated already.

@@ -1,8 +1,8 @@
 //! The prepared connection's translation is decided: [`bind`], [`bind_null`], and beyond Linux [`bind_opened`].
 
 use super::{address, ports};
-use crate::conntrack::{Conntrack, Manip, Tuple};
-use crate::rules::{Independence, NatPorts, NatRange};
+use crate::conntrack::{Conntrack, Manip, PortBlock, Tuple};
+use crate::rules::{Blocks, Independence, NatPorts, NatRange};
 use crate::time::Instant;
 use crate::wire::proto;
 
@@ -26,7 +26,7 @@ pub fn bind(
         Independence::Mapping | Independence::Filtering if manip == Manip::Source && has_ports => {
             mapped_tuple(conntrack, current, range, random, now)
         }
-        _ => unique_tuple(conntrack, current, manip, range, random, now),
+        _ => fresh_tuple(conntrack, current, manip, range, random, now),
     };
     conntrack.set_exhausted(!free);
     conntrack.bind(manip, &tuple);
@@ -56,7 +56,7 @@ fn mapped_tuple(
         Some(tuple) => (tuple, !conntrack.is_taken(&tuple, now)),
         None => {
             let range = NatRange { persistent: true, ..*range };
-            unique_tuple(conntrack, current, Manip::Source, &range, random, now)
+            fresh_tuple(conntrack, current, Manip::Source, &range, random, now)
         }
     };
     if free {
@@ -73,6 +73,70 @@ pub fn bind_null(conntrack: &mut Conntrack, manip: Manip, random: &mut dyn FnMut
         Manip::Destination => current.dst,
     };
     bind(conntrack, manip, &NatRange { addresses: Some((own, own)), ..NatRange::default() }, random, now);
+}
+
+/// A tuple for a connection that has none yet: of a block of its client's, where the rule lends blocks.
+fn fresh_tuple(
+    conntrack: &mut Conntrack,
+    current: Tuple,
+    manip: Manip,
+    range: &NatRange,
+    random: &mut dyn FnMut(u16) -> u16,
+    now: Instant,
+) -> (Tuple, bool) {
+    match range.blocks {
+        Some(blocks) if ports::has_number(&current) => tuple_of_block(conntrack, current, blocks, range, random, now),
+        _ => unique_tuple(conntrack, current, manip, range, random, now),
+    }
+}
+
+/// A port of the first block of the client's that has one; else of one more block, if it may have that and one is free.
+fn tuple_of_block(
+    conntrack: &mut Conntrack,
+    current: Tuple,
+    blocks: Blocks,
+    range: &NatRange,
+    random: &mut dyn FnMut(u16) -> u16,
+    now: Instant,
+) -> (Tuple, bool) {
+    let mut tuple = current;
+    if let Some(addresses) = range.addresses {
+        address::choose(&mut tuple, conntrack.prepared_zone().id, Manip::Source, addresses, true);
+    }
+    let mut own = 0;
+    for block in conntrack.blocks_of_source(tuple.src) {
+        own += 1;
+        if let Some(tuple) = port_of_block(conntrack, tuple, block, range, random, now) {
+            return (tuple, true);
+        }
+    }
+    let all = range.ports.map_or((1024, u16::MAX), |ports| (ports.low, ports.high));
+    if own < blocks.most
+        && let Some(block) = conntrack.find_block(tuple.src, all, blocks.size, random(0))
+        && let Some(tuple) = port_of_block(conntrack, tuple, block, range, random, now)
+    {
+        return (tuple, true);
+    }
+    (tuple, false)
+}
+
+/// `tuple` with a port of the block that is free: its own, if that is one.
+fn port_of_block(
+    conntrack: &mut Conntrack,
+    mut tuple: Tuple,
+    block: PortBlock,
+    range: &NatRange,
+    random: &mut dyn FnMut(u16) -> u16,
+    now: Instant,
+) -> Option<Tuple> {
+    let ports = NatPorts { low: block.low, high: block.high, base: None };
+    let keeps = ports::is_within(&tuple, Manip::Source, &ports) && !conntrack.is_taken(&tuple, now);
+    let within = NatRange { ports: Some(ports), ..*range };
+    if keeps || ports::choose(conntrack, &mut tuple, &within, Manip::Source, random, now) {
+        conntrack.use_block(block);
+        return Some(tuple);
+    }
+    None
 }
 
 /// `get_unique_tuple`, and whether what it gives is free.

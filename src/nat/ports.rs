@@ -33,6 +33,12 @@ pub(super) fn is_within(tuple: &Tuple, manip: Manip, ports: &NatPorts) -> bool {
     (ports.low..=ports.high).contains(&number)
 }
 
+/// Whether its source has a number that may be changed.
+pub(super) fn has_number(tuple: &Tuple) -> bool {
+    let with_ports = matches!(tuple.proto, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP);
+    with_ports || matches!(tuple.proto, proto::ICMP | proto::ICMPV6)
+}
+
 /// Where the numbers are that may be tried.
 struct Span {
     low: u32,

@@ -45,6 +45,8 @@ pub struct LogRecord {
     /// Length of the IP packet.
     length: u16,
     bytes: [u8; SNAP_LEN],
+    /// `bytes` are a line of the router's own, and there is no packet.
+    is_line: bool,
 }
 
 impl fmt::Debug for LogRecord {
@@ -74,6 +76,7 @@ impl LogRecord {
             kept: kept as u16,
             length: packet.l3_len,
             bytes: [0; SNAP_LEN],
+            is_line: false,
         };
         record.prefix[..prefix_len].copy_from_slice(&prefix[..prefix_len]);
         record.bytes[..kept].copy_from_slice(&ip[..kept]);
@@ -97,10 +100,36 @@ impl LogRecord {
         record.prefix_len = (PREFIX_ROOM - room.len()) as u8;
         record
     }
+
+    /// A line that the router itself has to say, cut where there is no room for more.
+    pub fn line(level: u8, text: fmt::Arguments<'_>) -> LogRecord {
+        let mut bytes = [0; SNAP_LEN];
+        let mut room = &mut bytes[..];
+        let _ = io::Write::write_fmt(&mut room, text);
+        let kept = (SNAP_LEN - room.len()) as u16;
+        LogRecord {
+            prefix: [0; PREFIX_ROOM],
+            prefix_len: 0,
+            level,
+            flags: 0,
+            family: Family::V4,
+            in_port: PortId::LAN,
+            out_port: None,
+            mark: 0,
+            ethernet: [0; ethernet::HEADER_LEN],
+            kept,
+            length: 0,
+            bytes,
+            is_line: true,
+        }
+    }
 }
 
 /// The line as the kernel writes it (level apart, which is [`LogRecord::level`]): `ports` are interface names by port.
 pub fn log_line(record: &LogRecord, ports: &[&str]) -> String {
+    if record.is_line {
+        return String::from_utf8_lossy(&record.bytes[..usize::from(record.kept)]).into_owned();
+    }
     let name = |port: PortId| ports.get(port.index()).copied().unwrap_or_default();
     let prefix = String::from_utf8_lossy(&record.prefix[..usize::from(record.prefix_len)]);
     let out = record.out_port.map_or("", name);

@@ -78,7 +78,7 @@ pub use registry::Registry;
 pub use rule::*;
 pub use save::{line_text, rule_text, save, save_table};
 pub use set::{SetSummary, SetTable, Sets};
-pub use targets::{Independence, NatPorts, NatRange, NatRequest, NatSource};
+pub use targets::{Blocks, Independence, NatPorts, NatRange, NatRequest, NatSource};
 pub use targets::{LogTarget, RejectWith, SetTarget, TRACE_LOG, Target, TraceEvent, TracePlace, log_flags};
 pub use told::Told;
 pub use trace::Trace;

@@ -42,6 +42,7 @@ impl Conntrack {
             tcp: self.table.tcp(id),
             note: self.table.note(id),
             opens: false,
+            block: None,
             exhausted: false,
         }
     }

@@ -2,6 +2,7 @@
 //! (nf_nat_core.c's half of it). Which tuple a connection gets is `nat`'s affair.
 
 use super::{ConnRef, Conntrack, Tracked};
+use crate::conntrack::blocks::{BlockEvent, PortBlock};
 use crate::conntrack::conn::{Conn, ConnId, Prepared, TranslationNote};
 use crate::conntrack::mapping::Side;
 use crate::conntrack::tcp::TcpState;
@@ -10,7 +11,7 @@ use crate::conntrack::tuple::{CtStatus, Direction, Tuple};
 use crate::device::PortId;
 use crate::time::Instant;
 use crate::verdict::DropReason;
-use crate::wire::proto;
+use crate::wire::{Addr, proto};
 
 /// Which end of a packet is translated (`enum nf_nat_manip_type`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -205,6 +206,31 @@ impl Conntrack {
         }
     }
 
+    /// The blocks of ports that the prepared connection's source has of an address outside.
+    pub fn blocks_of_source(&self, outer: Addr) -> impl Iterator<Item = PortBlock> + use<> {
+        let source = self.prepared.as_ref().map_or(Addr::ZERO, |new| new.tuple(Direction::Original).src);
+        self.blocks.of(source, outer)
+    }
+
+    /// A block of `size` ports that nobody has, of the ports `low` to `high` of an address outside.
+    pub fn find_block(&self, outer: Addr, ports: (u16, u16), size: u16, random: u16) -> Option<PortBlock> {
+        self.blocks.find(outer, ports, size, random)
+    }
+
+    /// The prepared connection has a port of this block.
+    pub fn use_block(&mut self, block: PortBlock) {
+        if let Some(new) = &mut self.prepared {
+            new.note.0 |= TranslationNote::BLOCK;
+            new.block = Some(block);
+        }
+    }
+
+    /// Blocks taken and given back since they were last fetched, and how many found no room here.
+    #[inline]
+    pub fn block_events(&mut self) -> (&mut Vec<BlockEvent>, &mut u64) {
+        self.blocks.events()
+    }
+
     fn prepared_source(&self) -> Option<Side> {
         let new = self.prepared.as_ref()?;
         Some(Side { zone: new.conn.zone().id, ..source_side(&new.tuple(Direction::Original)) })
@@ -223,14 +249,19 @@ impl Conntrack {
     }
 
     /// A connection comes into the table.
-    pub(super) fn hold_mappings(&mut self, id: ConnId, opens: bool) {
+    pub(super) fn hold_mappings(&mut self, id: ConnId, new: &Prepared) {
         let note = self.table.note(id);
-        if !note.has(TranslationNote::OUTWARD | TranslationNote::INWARD) {
+        if !note.has(TranslationNote::OUTWARD | TranslationNote::INWARD | TranslationNote::BLOCK) {
             return;
+        }
+        if let Some(block) = new.block
+            && !self.blocks.hold(self.table.tuple(id, Direction::Original).src, block)
+        {
+            self.table.clear_note(id, TranslationNote::BLOCK);
         }
         for (bit, (inner, outer)) in [TranslationNote::OUTWARD, TranslationNote::INWARD].into_iter().zip(self.sides(id))
         {
-            if note.has(bit) && !self.mappings.hold(inner, outer, opens && bit == TranslationNote::OUTWARD) {
+            if note.has(bit) && !self.mappings.hold(inner, outer, new.opens && bit == TranslationNote::OUTWARD) {
                 self.table.clear_note(id, bit);
             }
         }
@@ -239,8 +270,13 @@ impl Conntrack {
     /// A connection leaves the table.
     pub(super) fn release_mappings(&mut self, id: ConnId) {
         let note = self.table.note(id);
-        if !note.has(TranslationNote::OUTWARD | TranslationNote::INWARD) {
+        if !note.has(TranslationNote::OUTWARD | TranslationNote::INWARD | TranslationNote::BLOCK) {
             return;
+        }
+        if note.has(TranslationNote::BLOCK) {
+            let [original, reply] =
+                [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
+            self.blocks.release(original.src, reply.dst, outer_port(&reply));
         }
         for (bit, (inner, outer)) in [TranslationNote::OUTWARD, TranslationNote::INWARD].into_iter().zip(self.sides(id))
         {
@@ -293,6 +329,14 @@ impl Conntrack {
             true => self.sources.insert(id, hash),
             false => self.sources.remove(id, hash),
         }
+    }
+}
+
+/// The port outside of a connection, by its reply tuple.
+fn outer_port(reply: &Tuple) -> u16 {
+    match reply.proto {
+        proto::ICMP | proto::ICMPV6 => reply.sport,
+        _ => reply.dport,
     }
 }
 

@@ -106,6 +106,8 @@ fn no_port_is_given_twice() {
     assert_eq!(given, [2000, 2001, 2002]);
     let fourth = udp(PortId::LAN, CLIENT, SERVER, (103, 53), 64, 10);
     assert_eq!((router.one(PortId::LAN, &fourth), router.drops(DropReason::NatExhausted)), (None, 1));
+    let said = rules::log_line(&router.effects.logs.pop().expect("a line"), &[]);
+    assert!(said.starts_with("nat: no free port of 10.2.0.9 for udp to 10.2.0.2 port 53: 1 new"), "{said}");
     let elsewhere = udp(PortId::LAN, CLIENT, SERVER, (103, 54), 64, 10);
     assert!(router.one(PortId::LAN, &elsewhere).is_some(), "to another port all are free");
     router.expire(31_000_000_000);
@@ -210,6 +212,45 @@ fn whoever_sends_to_an_opened_port_reaches_the_client() {
     router.expire(1);
     assert!(router.shard.conntrack.is_empty());
     assert_eq!((router.one(PortId::WAN, &stranger()), router.effects.punt.len()), (None, 1));
+}
+
+#[test]
+fn clients_are_lent_blocks_of_ports_and_the_log_tells_of_each_once() {
+    let mut router =
+        router("-A POSTROUTING -o wan0 -p udp -j SNAT --to-source 10.2.0.9:1024-1279 --port-block-size 64 --port-blocks 2\n");
+    let send = |router: &mut Bench, client: [u8; 4], port: u16| {
+        let out = router.one(PortId::LAN, &udp(PortId::LAN, client, SERVER, (port, 53), 64, 10));
+        let lines: Vec<String> = router.effects.logs.drain(..).map(|record| rules::log_line(&record, &[])).collect();
+        (out.map(|(_, out)| parse(&out).sport), lines)
+    };
+    let (first, lines) = send(&mut router, CLIENT, 7);
+    let low = 1024 + (first.expect("a port") - 1024) / 64 * 64;
+    let told = |what: &str, client: &str, low: u16| {
+        format!("nat: port block {what}: inside={client} outside=10.2.0.9 ports={low}-{}", low + 63)
+    };
+    assert_eq!(lines, [told("taken", "10.1.0.2", low)]);
+    let mut given: Vec<u16> = first.into_iter().collect();
+    let mut others = 0;
+    for port in 8..200 {
+        let (out, lines) = send(&mut router, CLIENT, port);
+        others += lines.iter().filter(|line| line.contains("taken")).count();
+        given.extend(out);
+    }
+    let blocks: std::collections::BTreeSet<u16> = given.iter().map(|port| (port - 1024) / 64).collect();
+    assert!(others == 1 && blocks.len() == 2 && given.len() > 100, "{others} {blocks:?} {}", given.len());
+    given.sort_unstable();
+    given.dedup();
+    assert!(given.len() <= 128);
+    // One client cannot have it all.
+    let (other, _) = send(&mut router, OTHER, 7);
+    assert!(other.is_some_and(|port| !blocks.contains(&((port - 1024) / 64))));
+    router.expire(31_000_000_000);
+    for _ in 0..10 {
+        router.expire(1);
+    }
+    let lines: Vec<String> = router.effects.logs.drain(..).map(|record| rules::log_line(&record, &[])).collect();
+    assert_eq!((lines.len(), router.shard.conntrack.len()), (3, 0), "{lines:?}");
+    assert!(lines.contains(&told("free", "10.1.0.2", low)), "{lines:?}");
 }
 
 #[test]

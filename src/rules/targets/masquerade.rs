@@ -16,6 +16,10 @@ const RANDOM_FULLY: u8 = 3;
 const MAPPING: u8 = 4;
 /// Not of Linux.
 const FILTERING: u8 = 5;
+/// Not of Linux.
+const BLOCK_SIZE: u8 = 6;
+/// Not of Linux.
+const BLOCKS_MOST: u8 = 7;
 
 /// See the module's head. Addresses are not of the rule.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +35,8 @@ impl Extension for Masquerade {
         OptionSpec::new(RANDOM_FULLY, &["--random-fully"]).arguments(0),
         OptionSpec::new(MAPPING, &["--endpoint-independent-mapping"]).arguments(0),
         OptionSpec::new(FILTERING, &["--endpoint-independent-filtering"]).arguments(0),
+        OptionSpec::new(BLOCK_SIZE, &["--port-block-size"]),
+        OptionSpec::new(BLOCKS_MOST, &["--port-blocks"]),
     ];
 
     fn new(_: Family) -> Masquerade {
@@ -43,6 +49,8 @@ impl Extension for Masquerade {
             RANDOM => self.0.random = true,
             MAPPING => self.0.independence = self.0.independence.max(Independence::Mapping),
             FILTERING => self.0.independence = Independence::Filtering,
+            BLOCK_SIZE => self.0.read_block_size(given)?,
+            BLOCKS_MOST => self.0.read_blocks_most(given)?,
             _ => self.0.random_fully = true,
         }
         Ok(())
@@ -95,6 +103,8 @@ mod tests {
         (Family::V4, "--to-ports 0", "--to-ports 0"),
         (Family::V4, "--to-ports http", "--to-ports 80"),
         (Family::V4, "--random", "--random"),
+        (Family::V4, "--port-blocks 4", "--port-block-size 512 --port-blocks 4"),
+        (Family::V6, "--port-block-size 0x400", "--port-block-size 1024 --port-blocks 1"),
         (Family::V4, "--random-fully", "--random-fully"),
         (Family::V4, "--random-fully --random --to-ports 5-6", "--to-ports 5-6 --random --random-fully"),
         (Family::V6, "", ""),
@@ -121,6 +131,10 @@ mod tests {
             (Family::V4, "--to-ports 22-ssh"),
             (Family::V4, "--to-ports 5-6/7"),
             (Family::V4, "--persistent"),
+            (Family::V4, "--port-block-size 63"),
+            (Family::V4, "--port-block-size 65535"),
+            (Family::V4, "--port-blocks 0"),
+            (Family::V4, "--port-blocks 9"),
         ];
         for (family, words) in wrong {
             assert!(read::<Masquerade>(*family, words).is_err(), "{words}");

@@ -29,7 +29,7 @@ mod trace;
 mod ttl;
 
 pub use log::{LogTarget, log_flags};
-pub use nat_range::{Independence, NatPorts, NatRange, NatRequest, NatSource};
+pub use nat_range::{Blocks, Independence, NatPorts, NatRange, NatRequest, NatSource};
 pub use reject::RejectWith;
 pub use set::SetTarget;
 pub use trace::{TRACE_LOG, TraceEvent, TracePlace};

@@ -1,7 +1,7 @@
 //! What SNAT, DNAT, MASQUERADE and REDIRECT translate to: [`NatRange`], addresses and ports (`nf_nat_range2`).
 
 use super::argument;
-use crate::conntrack::Manip;
+use crate::conntrack::{BLOCKS_MAX, Manip};
 use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
 use crate::rules::extension::{Given, Outcome, Whole};
@@ -27,6 +27,22 @@ pub struct NatPorts {
     pub high: u16,
     /// `/base` of DNAT: a packet to `base + n` goes to `low + n`.
     pub base: Option<u16>,
+}
+
+/// `--port-block-size` and `--port-blocks`: a client is lent blocks of ports, and the log tells of each once (RFC 6888).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Blocks {
+    /// Ports of a block.
+    pub size: u16,
+    /// Blocks that a client may have.
+    pub most: u8,
+}
+
+impl Blocks {
+    /// Ports that carriers commonly give a block.
+    const SIZE: u16 = 512;
+    /// What may be asked for: smaller blocks would fill the log as connections do.
+    const SIZES: core::ops::RangeInclusive<u32> = 64..=32_768;
 }
 
 /// How far a translated port depends on whom a client talks to (RFC 4787 sections 4.1 and 5). Linux knows the first only.
@@ -56,6 +72,8 @@ pub struct NatRange {
     pub persistent: bool,
     /// Not of Linux: who else may know what is given.
     pub independence: Independence,
+    /// Not of Linux: ports are lent in blocks.
+    pub blocks: Option<Blocks>,
 }
 
 /// Where the addresses are from that a connection is to be given.
@@ -199,6 +217,33 @@ impl NatRange {
         Ok(())
     }
 
+    /// Reads `--port-block-size`.
+    pub(super) fn read_block_size(&mut self, given: &Given<'_>) -> Result<(), Problem> {
+        let token = given.argument();
+        let size = value::unsigned(&token.text, u32::from(u16::MAX)).filter(|size| Blocks::SIZES.contains(size));
+        let size = size.ok_or_else(|| {
+            Problem::new(
+                token.span,
+                format!("`{}` is not the size of a block", token.text),
+                "expected 64 to 32768 ports",
+            )
+        })?;
+        self.blocks = Some(Blocks { size: size as u16, most: self.blocks.map_or(1, |blocks| blocks.most) });
+        Ok(())
+    }
+
+    /// Reads `--port-blocks`.
+    pub(super) fn read_blocks_most(&mut self, given: &Given<'_>) -> Result<(), Problem> {
+        let token = given.argument();
+        let most = value::unsigned(&token.text, u32::from(BLOCKS_MAX)).filter(|&most| most > 0);
+        let most = most.ok_or_else(|| {
+            let label = format!("expected 1 to {BLOCKS_MAX} blocks");
+            Problem::new(token.span, format!("`{}` is not a number of blocks", token.text), label)
+        })?;
+        self.blocks = Some(Blocks { size: self.blocks.map_or(Blocks::SIZE, |blocks| blocks.size), most: most as u8 });
+        Ok(())
+    }
+
     /// Ports need a protocol that has them. An inverted `-p` will do, as in iptables.
     pub(super) fn check_ports(&self, whole: &Whole<'_>) -> Result<(), Problem> {
         let has_ports = |number| matches!(number, proto::TCP | proto::UDP | proto::SCTP | DCCP | proto::ICMP);
@@ -251,5 +296,8 @@ impl NatRange {
             Independence::Mapping => " --endpoint-independent-mapping",
             Independence::Filtering => " --endpoint-independent-filtering",
         });
+        if let Some(Blocks { size, most }) = self.blocks {
+            write!(out, " --port-block-size {size} --port-blocks {most}").unwrap_or_default();
+        }
     }
 }

@@ -16,6 +16,10 @@ const RANDOM_FULLY: u8 = 3;
 const MAPPING: u8 = 5;
 /// Not of Linux.
 const FILTERING: u8 = 6;
+/// Not of Linux.
+const BLOCK_SIZE: u8 = 7;
+/// Not of Linux.
+const BLOCKS_MOST: u8 = 8;
 const PERSISTENT: u8 = 4;
 
 /// See the module's head.
@@ -32,6 +36,8 @@ impl Extension for Snat {
         OptionSpec::new(RANDOM_FULLY, &["--random-fully"]).arguments(0),
         OptionSpec::new(MAPPING, &["--endpoint-independent-mapping"]).arguments(0),
         OptionSpec::new(FILTERING, &["--endpoint-independent-filtering"]).arguments(0),
+        OptionSpec::new(BLOCK_SIZE, &["--port-block-size"]),
+        OptionSpec::new(BLOCKS_MOST, &["--port-blocks"]),
         OptionSpec::new(PERSISTENT, &["--persistent"]).arguments(0),
     ];
 
@@ -45,6 +51,8 @@ impl Extension for Snat {
             RANDOM => self.0.random = true,
             MAPPING => self.0.independence = self.0.independence.max(Independence::Mapping),
             FILTERING => self.0.independence = Independence::Filtering,
+            BLOCK_SIZE => self.0.read_block_size(given)?,
+            BLOCKS_MOST => self.0.read_blocks_most(given)?,
             RANDOM_FULLY => self.0.random_fully = true,
             _ => self.0.persistent = true,
         }
