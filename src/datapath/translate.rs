@@ -190,9 +190,9 @@ impl Path<'_> {
     }
 
     /// An answer of the router's own on its way through OUTPUT and POSTROUTING, to the next hop `hop`: gives where it goes then.
-    /// It leaves as a packet of the connection that the packet is of, the other way (`nf_ct_attach`). Where that packet is
-    /// INVALID conntrack looks at the answer, as at all that a host sends: it may be of a connection even so. `None`: it
-    /// cannot be translated.
+    /// It leaves as a packet of the connection that the packet is of, the other way (`nf_ct_attach`). Where that is of none
+    /// (INVALID, UNTRACKED) conntrack looks at the answer, as at all that a host sends: it may be of a connection even so.
+    /// `None`: it cannot be translated.
     #[cold]
     pub(super) fn translate_answer(
         &mut self,
@@ -201,7 +201,7 @@ impl Path<'_> {
         tracked: &Tracked,
         hop: Resolve,
     ) -> Option<Resolve> {
-        let alone = tracked.info == CtInfo::Invalid && self.rules(of.family).wants_conntrack();
+        let alone = tracked.conn == ConnRef::None && self.rules(of.family).wants_conntrack();
         if !alone && !tracked.status.any(CtStatus::NAT) {
             return Some(hop);
         }

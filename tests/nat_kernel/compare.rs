@@ -42,16 +42,24 @@ pub(crate) struct Pair {
     /// Packets by what became of them.
     pub(crate) tally: BTreeMap<&'static str, u64>,
     pub(crate) packets: u64,
+    /// Why ours dropped some.
+    pub(crate) drops: BTreeMap<&'static str, u64>,
 }
 
 impl Pair {
     pub(crate) fn new() -> Result<Pair, String> {
-        Ok(Pair { kernel: Kernel::new()?, ours: Ours::new(), tally: BTreeMap::new(), packets: 0 })
+        Ok(Pair {
+            kernel: Kernel::new()?,
+            ours: Ours::new(),
+            tally: BTreeMap::new(),
+            packets: 0,
+            drops: BTreeMap::new(),
+        })
     }
 
     /// Runs the sequence through both.
     pub(crate) fn compare(&mut self, sequence: &Sequence) -> Result<(), Difference> {
-        let Sequence { settings, v6, rules, flows, steps } = sequence;
+        let Sequence { settings, v6, rules, later, flows, steps } = sequence;
         let failed = |step, what| Difference { step, what };
         self.kernel.table.flush();
         self.kernel.switches.apply(settings);
@@ -59,7 +67,14 @@ impl Pair {
         self.ours.begin(*v6, rules, settings, 1);
         let mut story = Story::new(flows);
         let mut punted = 0;
+        let mut host_before = 0;
         for (at, step) in steps.iter().enumerate() {
+            if let Some((_, rules)) = later.as_ref().filter(|(number, _)| *number == at) {
+                // The rule that counts what is for the host begins anew.
+                host_before = punted;
+                self.kernel.load(*v6, rules).map_err(|what| failed(at, what))?;
+                self.ours.change(*v6, rules);
+            }
             let Some((port, packet)) = story.packet(step) else { continue };
             self.packets += 1;
             let (out, fate) = self.send(port, &packet).map_err(|what| failed(at, what))?;
@@ -69,9 +84,12 @@ impl Pair {
                 story.came_out(step, *port, &frame[14..]);
             }
         }
+        for (reason, count) in self.ours.dropped() {
+            *self.drops.entry(reason).or_default() += count;
+        }
         let end = steps.len().saturating_sub(1);
         self.compare_entries().map_err(|what| failed(end, what))?;
-        self.compare_counters(*v6, punted).map_err(|what| failed(end, what))
+        self.compare_counters(*v6, punted - host_before).map_err(|what| failed(end, what))
     }
 
     fn count(&mut self, from: PortId, packet: &[u8], out: &Out, fate: &Fate) {
@@ -113,6 +131,7 @@ impl Pair {
         };
         if !(mine.limited && mine.out.is_empty())
             && !(mine.out.is_empty() && is_redirect(packet))
+            && !(mine.answered && records_route(packet))
             && !(theirs.is_empty() && is_limited_by_the_kernel(&mine))
             && comparable(&theirs, mine.answered, false) != comparable(&mine.out, mine.answered, true)
         {
@@ -192,7 +211,11 @@ impl Pair {
             let mut at = 0;
             while at < sequence.steps.len() {
                 let mut fewer = sequence.clone();
-                fewer.steps.drain(at..(at + chunk).min(sequence.steps.len()));
+                let gone = at..(at + chunk).min(sequence.steps.len());
+                if let Some((number, _)) = &mut fewer.later {
+                    *number -= (*number).min(gone.end).saturating_sub(at);
+                }
+                fewer.steps.drain(gone);
                 match self.compare(&fewer) {
                     Err(difference) => {
                         fewer.steps.truncate(difference.step + 1);
@@ -202,6 +225,10 @@ impl Pair {
                 }
             }
             chunk /= 2;
+        }
+        if sequence.later.is_some() {
+            let fewer = Sequence { later: None, ..sequence.clone() };
+            sequence = if self.compare(&fewer).is_err() { fewer } else { sequence };
         }
         let mut at = 0;
         while let Some(line) = sequence.rules.lines().nth(at) {
@@ -228,6 +255,11 @@ fn lines_but(text: &str, without: usize) -> String {
 fn agrees(theirs: &Entry, mine: &Entry) -> bool {
     let plain = |entry: &Entry| Entry { status: entry.status & STATUS, timeout: 0, state: None, ..entry.clone() };
     theirs.timeout.abs_diff(mine.timeout) <= 1 && plain(theirs) == plain(mine)
+}
+
+/// Wanted: answers have no options. Linux copies some of those that the packet had (`ip_options_echo`).
+fn records_route(packet: &[u8]) -> bool {
+    packet[0] >> 4 == 4 && packet[0] & 0x0f > 5 && packet[20] == 7
 }
 
 /// Wanted: no ICMPv6 error about a Redirect (RFC 4443 section 2.4 (e.2)); Linux sends one.
@@ -275,6 +307,11 @@ fn blank_quoted_udplite(packet: &mut [u8]) {
 /// A sequence for a person.
 pub(crate) fn list(sequence: &Sequence) -> String {
     let steps: Vec<String> = sequence.steps.iter().map(|step: &Step| describe(&sequence.flows, step)).collect();
-    let rules = sequence.rules.lines().filter(|line| line.starts_with(['-', '*'])).collect::<Vec<_>>().join("\n  ");
+    let plain =
+        |rules: &str| rules.lines().filter(|line| line.starts_with(['-', '*'])).collect::<Vec<_>>().join("\n  ");
+    let mut rules = plain(&sequence.rules);
+    if let Some((number, later)) = &sequence.later {
+        rules += &format!("\nafter {number} steps:\n  {}", plain(later));
+    }
     format!("rules (IPv{}):\n  {rules}\nsteps:\n  {}", if sequence.v6 { 6 } else { 4 }, steps.join("\n  "))
 }

@@ -67,6 +67,8 @@ pub(crate) enum Flaw {
     NoHops,
     /// Too long for the WAN, and not to be fragmented.
     Big,
+    /// IPv4 options, or an extension header.
+    Options,
     /// A bit of the transport header (of an error: of the embedded packet) is wrong.
     Bit,
 }
@@ -136,6 +138,13 @@ impl<'a> Story<'a> {
         }
         let mut packet = testing::ip(src, dst, flow.proto, &l4);
         let v6 = src.is_ipv6();
+        match (flaw, v6) {
+            // Quotes of UDP-Lite are looked for behind plain headers.
+            (Flaw::Options, _) if flow.proto == UDPLITE => {}
+            (Flaw::Options, false) => options(random, &mut packet),
+            (Flaw::Options, true) => extension_header(random, &mut packet),
+            _ => {}
+        }
         let at = if v6 { 40 } else { 20 };
         match (flaw, flow.proto) {
             (Flaw::NoChecksum, 17) => packet[at + 6..at + 8].fill(0),
@@ -202,10 +211,37 @@ fn sctp_checksum(l4: &[u8]) -> [u8; 4] {
     (!crc32c(!0, &blank)).to_le_bytes()
 }
 
+/// Options that nobody objects to: none, a router alert, a route that is recorded, with room left or without.
+fn options(random: &mut Random, packet: &mut Vec<u8>) {
+    let options: [&[u8]; 4] =
+        [&[1, 1, 1, 0], &[148, 4, 0, 0], &[7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[7, 7, 8, 10, 9, 9, 9, 0]];
+    let options = random.pick(&options);
+    packet[0] += (options.len() / 4) as u8;
+    let total = (packet.len() + options.len()) as u16;
+    packet[2..4].copy_from_slice(&total.to_be_bytes());
+    packet.splice(20..20, options.iter().copied());
+}
+
+/// An extension header that nobody objects to: padding, authentication, a route that is at its end.
+fn extension_header(random: &mut Random, packet: &mut Vec<u8>) {
+    let (kind, rest): (u8, &[u8]) = random.pick(&[
+        (60, &[0, 1, 4, 0, 0, 0, 0][..]),
+        (60, &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..]),
+        (0, &[0, 1, 4, 0, 0, 0, 0][..]),
+        (43, &[0, 4, 0, 0, 0, 0, 0][..]),
+        (51, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..]),
+    ]);
+    let next = std::mem::replace(&mut packet[6], kind);
+    let length = (packet.len() - 40 + 1 + rest.len()) as u16;
+    packet[4..6].copy_from_slice(&length.to_be_bytes());
+    packet.splice(40..40, [&[next], rest].concat());
+}
+
 fn fix_header_checksum(packet: &mut [u8]) {
     if packet[0] >> 4 == 4 {
         packet[10..12].fill(0);
-        let check = !testing::sum(&[&packet[..20]]);
+        let length = usize::from(packet[0] & 0x0f) * 4;
+        let check = !testing::sum(&[&packet[..length]]);
         packet[10..12].copy_from_slice(&check.to_be_bytes());
     }
 }

@@ -130,10 +130,11 @@ fn random_rulesets_translate_as_the_kernel_translates() {
         seed += 1;
     }
     eprintln!(
-        "parity of NAT: {packets} packets in {sequences} sequences of seeds {first} to {seed}, {} differences ({unrepeated} more did not come again), {:.0} packets/s; {:?}",
+        "parity of NAT: {packets} packets in {sequences} sequences of seeds {first} to {seed}, {} differences ({unrepeated} more did not come again), {:.0} packets/s; {:?}; ours dropped {:?}",
         found.len(),
         packets as f64 / start.elapsed().as_secs_f64(),
-        pair.tally
+        pair.tally,
+        pair.drops
     );
     assert!(found.is_empty(), "{} sequences differ from the kernel, the first: {}", found.len(), found[0]);
 }

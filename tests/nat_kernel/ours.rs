@@ -78,6 +78,15 @@ impl Ours {
         self.shard = Shard::new(settings.clone(), [secret, 2], &self.policy);
     }
 
+    /// Loads another ruleset; connections stay.
+    pub(crate) fn change(&mut self, v6: bool, text: &str) {
+        let (ruleset, vector) = compiled(self.family, text);
+        self.ruleset = ruleset;
+        let place = if v6 { &mut self.policy.v6 } else { &mut self.policy.v4 };
+        *place = vector;
+        self.policy.generation += 1;
+    }
+
     pub(crate) fn send(&mut self, port: PortId, frame: &[u8], chosen: Option<&Entry>, now: Instant) -> Fate {
         self.shard.draw_ports(chosen.map(ports_of));
         let (answers, limited) = (self.shard.counters.replies, self.shard.counters.replies_limited);
@@ -110,9 +119,14 @@ impl Ours {
     }
 
     /// Why packets were dropped, for a person.
-    pub(crate) fn drops(&self) -> String {
+    pub(crate) fn dropped(&self) -> Vec<(&'static str, u64)> {
         let drops = self.shard.counters.drops.iter().filter(|(_, count)| *count > 0);
-        drops.map(|(reason, count)| format!("{count} {reason:?}")).collect::<Vec<_>>().join(", ")
+        drops.map(|(reason, count)| (reason.name(), count)).collect()
+    }
+
+    /// The same for a person.
+    pub(crate) fn drops(&self) -> String {
+        self.dropped().iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ")
     }
 
     pub(crate) fn entries(&self, now: Instant) -> Vec<Entry> {

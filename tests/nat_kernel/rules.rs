@@ -16,10 +16,13 @@ struct Writer<'a> {
     nat: String,
 }
 
-/// The ruleset of one IP version.
-pub(crate) fn rules(random: &mut Random, v6: bool) -> String {
+/// The ruleset of one IP version. `tight`: many connections are to share few ports.
+pub(crate) fn ruleset(random: &mut Random, v6: bool, tight: bool) -> String {
     let mut writer = Writer { random, v6, nat: String::new() };
-    writer.nat();
+    match tight {
+        true => writer.tight(),
+        false => writer.nat(),
+    }
     let Writer { nat, .. } = writer;
     let mut text =
         String::from("*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n");
@@ -33,7 +36,15 @@ pub(crate) fn rules(random: &mut Random, v6: bool) -> String {
     if random.one_in(6) {
         text += "-A FORWARD -m conntrack --ctstate SNAT\n-A FORWARD -m conntrack --ctstate DNAT\n";
     }
-    text += "COMMIT\n*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n:first - [0:0]\n:last - [0:0]\n";
+    text += "COMMIT\n";
+    // Every table is there each time, so that nothing is left of the rules before.
+    text += "*raw\n:PREROUTING ACCEPT [0:0]\n";
+    if random.one_in(8) {
+        let rules = ["-p udp -m udp --dport 53", "-i wan -p tcp -m tcp --sport 81", "-p tcp -m tcp --dport 7001"];
+        let _ = writeln!(text, "-A PREROUTING {} -j CT --notrack", random.pick(&rules));
+    }
+    text += "COMMIT\n";
+    text += "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n:first - [0:0]\n:last - [0:0]\n";
     text += &nat;
     text += "COMMIT\n*filter\n:FORWARD ACCEPT [0:0]\n";
     text += &filter(random, v6);
@@ -99,11 +110,35 @@ impl Writer<'_> {
         }
     }
 
+    fn tight(&mut self) {
+        let ports = self.random.pick(&["2000-2001", "2000-2002", "5000-5007", "300-301", "2000"]);
+        let (to, v6) = (self.a(2, 100), self.v6);
+        let target = match self.random.below(4) {
+            0 => format!("MASQUERADE --to-ports {ports}"),
+            _ if v6 => format!("SNAT --to-source [{to}]:{ports}"),
+            _ => format!("SNAT --to-source {to}:{ports}"),
+        };
+        let flags = self.flags(&["--random", "--random-fully"]);
+        for proto in PORTED {
+            let _ = writeln!(self.nat, "-A POSTROUTING -o wan -p {proto} -j {target}{flags}");
+        }
+        if self.random.one_in(2) {
+            // Two addresses of one server: what a client has with both is one connection, but for its port.
+            let server = self.a(2, 2);
+            let _ = writeln!(self.nat, "-A PREROUTING -i lan -j DNAT --to-destination {server}");
+        }
+    }
+
     fn rule(&mut self, hook: Hook, chain: &str) {
         let matched = self.matched(hook);
         let ported = PORTED.iter().any(|proto| matched.contains(&format!("-p {proto} ")));
         // Of ICMP's identifiers there may be a range as well.
         let identified = ported || matched.contains("-p icmp ");
+        if self.random.one_in(25) {
+            let target = self.random.pick(&["CONNMARK --set-xmark 0x5/0xffffffff", "MARK --set-xmark 0x1/0xffffffff"]);
+            let _ = writeln!(self.nat, "-A {chain} {matched}-j {target}");
+            return;
+        }
         let target = match (self.random.below(14), hook) {
             (0, _) => self.random.pick(&["ACCEPT", "RETURN"]).to_owned(),
             (1, Hook::In) => {
@@ -178,8 +213,15 @@ impl Writer<'_> {
         if self.random.one_in(12) {
             text += "-m mark --mark 0x1 ";
         }
+        if hook == Hook::In && self.random.one_in(20) {
+            text += self.random.pick(&["-m addrtype --dst-type LOCAL ", "-m addrtype ! --dst-type LOCAL "]);
+        }
+        if self.random.one_in(25) {
+            text += "-m statistic --mode nth --every 2 --packet 0 ";
+        }
         if self.random.one_in(20) {
             text += self.random.pick(&[
+                "-m connmark --mark 0x5 ",
                 "-m conntrack --ctstate DNAT ",
                 "-m conntrack --ctstate NEW ",
                 "-m conntrack ! --ctstate DNAT ",
@@ -280,6 +322,14 @@ impl Writer<'_> {
             ],
             &ports,
         );
+        // Ranges that differ in more than one word of the address.
+        let wide = [
+            "fd07::10-fd07:0:1::20",
+            "fd07::ff00:10-fd07::1:0:20",
+            "fd07::64-fd07::ffff:ffff:ffff:ffff",
+            "fd07::-fd09::",
+        ];
+        let to = if self.v6 && self.random.one_in(10) { self.random.pick(&wide).to_owned() } else { to };
         let flags = self.flags(&["--random", "--random-fully", "--persistent", "--random --persistent"]);
         format!("SNAT --to-source {to}{flags}")
     }

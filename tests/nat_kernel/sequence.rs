@@ -9,7 +9,7 @@ use xrouter::device::PortId;
 use crate::flow::{Flaw, Flow, SCTP, Step, Teller, UDPLITE, What};
 use crate::generate::{Random, sctp, tcp};
 use crate::place::address;
-use crate::rules::rules;
+use crate::rules;
 use crate::testing;
 
 /// See the module's head.
@@ -20,6 +20,8 @@ pub(crate) struct Sequence {
     pub(crate) v6: bool,
     /// As iptables-restore reads them.
     pub(crate) rules: String,
+    /// Rules that take the place of these before the step of this number: connections keep what they were given.
+    pub(crate) later: Option<(usize, String)>,
     pub(crate) flows: Vec<Flow>,
     pub(crate) steps: Vec<Step>,
 }
@@ -46,14 +48,20 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
         acct: random.one_in(10),
         ..Settings::default()
     };
-    let rules = rules(random, v6);
+    // Many connections for few ports, which become free as connections end.
+    let tight = random.one_in(6);
+    let rules = rules::ruleset(random, v6, tight);
     let one = random.pick(&[None, None, Some(6u8), Some(6), Some(17)]);
     let mut flows = Vec::new();
     let mut talks = Vec::new();
-    for _ in 0..2 + random.below(14) {
+    for _ in 0..2 + random.below(14) + if tight { 6 } else { 0 } {
         let any = random.pick(&[6u8, 6, 6, 6, 17, 17, 17, 1, 1, SCTP, UDPLITE, 47, 50, 33]);
         let proto = one.filter(|_| !random.one_in(10)).unwrap_or(any);
-        let (flow, talk) = flow(random, v6, proto);
+        let (mut flow, talk) = flow(random, v6, proto);
+        if tight && random.one_in(2) {
+            let (net, host) = random.pick(&[(2, 2), (2, 2), (2, 3), (9, 2)]);
+            flow = Flow { from: PortId::LAN, src: address(v6, 1, 2), dst: address(v6, net, host), dport: 80, ..flow };
+        }
         flows.push(flow);
         talks.push(talk);
     }
@@ -61,7 +69,7 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
     let mut at = 0;
     // With few open at a time they begin and end, with many they meet.
     let few = random.one_in(2);
-    for count in 0..20 + random.below(120) {
+    for count in 0..20 + random.below(120) * if tight { 3 } else { 1 } {
         if random.one_in(3) {
             let open = if few { (3 + count as usize / 10).min(flows.len()) } else { flows.len() };
             at = (flows.len().min(open) as u64 - 1 - random.below(open as u64)) as usize;
@@ -72,7 +80,9 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
             steps.extend(vec![steps[steps.len() - 1].clone(); random.below(4) as usize]);
         }
     }
-    Sequence { settings, v6, rules, flows, steps }
+    let later =
+        random.one_in(6).then(|| (random.below(steps.len() as u64) as usize, rules::ruleset(random, v6, tight)));
+    Sequence { settings, v6, rules, later, flows, steps }
 }
 
 fn flow(random: &mut Random, v6: bool, proto: u8) -> (Flow, Talk) {
@@ -154,6 +164,7 @@ fn says(random: &mut Random, flow: usize, ends: &Flow, talk: &mut Talk) -> Step 
         5 => Flaw::NoHops,
         6 if matches!(ends.proto, 6 | 17 | 50) => Flaw::Big,
         7 if random.one_in(3) => Flaw::Bit,
+        8 => Flaw::Options,
         _ => Flaw::None,
     };
     Step { flow, back, what: What::Says { l4, flaw }, seed: random.next() }
