@@ -81,6 +81,25 @@ pub struct Port {
     pub accept_local: bool,
 }
 
+/// How many losses a [`Routing`] tells of.
+pub const LOSSES: usize = 64;
+
+/// An address that a port had and has no longer, be it that it got the same again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lost {
+    /// The port.
+    pub port: PortId,
+    /// The address; `None`: all, since the port was taken down (not: lost its carrier).
+    pub addr: Option<Addr>,
+}
+
+impl Lost {
+    /// Whether it is about this address of a port.
+    pub fn has(&self, port: PortId, addr: Addr) -> bool {
+        self.port == port && self.addr.is_none_or(|lost| lost == addr)
+    }
+}
+
 /// Whether the kernel forwards as well (`ip_forward`, `ipv6.conf.all.forwarding`): what is passed to it could then leave
 /// again around the rules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -114,6 +133,10 @@ pub struct Routing {
     pub addresses: Arc<[HostAddress]>,
     /// Whether the kernel forwards as well.
     pub kernel_forwarding: KernelForwarding,
+    /// How many losses there ever were.
+    pub lost: u64,
+    /// The last [`LOSSES`] of them, oldest first.
+    pub losses: Arc<[Lost]>,
     /// The same addresses, sorted.
     local: Arc<[Addr]>,
     tables: Arc<Tables>,
@@ -288,6 +311,8 @@ pub struct RoutingBuilder {
     routes: RouteTable,
     neighbours: BTreeMap<(PortId, Addr), Neighbour>,
     kernel_forwarding: KernelForwarding,
+    lost: u64,
+    losses: Vec<Lost>,
     /// What was compiled last, while it still holds.
     tables: Option<Arc<Tables>>,
     known: Option<Arc<NeighbourTable>>,
@@ -402,7 +427,22 @@ impl RoutingBuilder {
         if changed {
             self.tables = None;
         }
+        if let Some(Link { port: Some(port), up: true, .. }) = before
+            && link.is_none_or(|link| !link.up)
+        {
+            self.lose(Lost { port, addr: None });
+        }
         changed
+    }
+
+    /// A port has lost an address, or all. What [`RoutingBuilder::set_addresses`] and [`RoutingBuilder::set_link`] are told they
+    /// see themselves; what came back in between has to be said.
+    pub fn lose(&mut self, lost: Lost) {
+        self.lost += 1;
+        if self.losses.len() == LOSSES {
+            self.losses.remove(0);
+        }
+        self.losses.push(lost);
     }
 
     /// What an interface is like.
@@ -418,6 +458,15 @@ impl RoutingBuilder {
     /// All addresses of the host, in the kernel's order.
     pub fn set_addresses(&mut self, addresses: Vec<HostAddress>) {
         if self.addresses != addresses {
+            let stays =
+                |gone: &&HostAddress| addresses.iter().any(|it| (it.ifindex, it.addr) == (gone.ifindex, gone.addr));
+            let gone: Vec<Lost> = (self.addresses.iter().filter(|before| !stays(before)))
+                .filter_map(|gone| {
+                    let port = PortId::ALL.into_iter().find(|id| self.ports[id.index()].ifindex == gone.ifindex)?;
+                    Some(Lost { port, addr: Some(gone.addr) })
+                })
+                .collect();
+            gone.into_iter().for_each(|lost| self.lose(lost));
             self.addresses = addresses;
             self.local = None;
             self.give_addresses_to_ports();
@@ -525,6 +574,8 @@ impl RoutingBuilder {
             ports: self.ports.clone(),
             addresses,
             kernel_forwarding: self.kernel_forwarding,
+            lost: self.lost,
+            losses: self.losses.as_slice().into(),
             local,
             tables,
             neighbours,

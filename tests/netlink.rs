@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use xrouter::control::netlink::{Error, Event, Netlink, Request};
 use xrouter::device::PortId;
 use xrouter::route::{Neighbour, Route};
-use xrouter::snapshot::{BadSource, Routing, RpFilter};
+use xrouter::snapshot::{BadSource, Lost, Routing, RpFilter};
 use xrouter::wire::{Addr, Family};
 
 const LAN: PortId = PortId::LAN;
@@ -510,6 +510,37 @@ fn links_and_addresses_are_followed() {
         assert_eq!(v4(&running.now(), "192.0.2.7"), forward(WAN, None, 1500));
         set("ipv4/conf/wan0/ignore_routes_with_linkdown", "1");
         running.until("ignored", |now| v4(now, "192.0.2.7") == Route::NoRoute).await;
+    });
+}
+
+#[test]
+fn lost_addresses_are_told_also_when_they_are_back_at_once() {
+    run(async || {
+        let running = Running::open();
+        let lost = |port: PortId, address: Option<&str>| Lost { port, addr: address.map(addr) };
+        assert_eq!(running.now().lost, 0);
+        let has = |routing: &Routing, wanted: Lost| routing.losses.contains(&wanted);
+        let (gone, kept) = (lost(WAN, Some("192.0.2.1")), lost(LAN, Some("10.0.0.1")));
+        ip_batch(&[], "addr del 192.0.2.1/24 dev wan0\naddr add 192.0.2.1/24 dev wan0\n");
+        running.until("the address was gone", |routing| has(routing, gone)).await;
+        running.until("and is back", |routing| routing.is_local(addr("192.0.2.1"))).await;
+        // What others lose, and an address that is new, is nobody's loss.
+        ip("addr del 172.16.0.1/16 dev other0");
+        ip("addr add 192.0.2.2/24 dev wan0");
+        ip("addr del 2001:db8:2::1/64 dev wan0");
+        running.until("IPv6 too", |routing| has(routing, lost(WAN, Some("2001:db8:2::1")))).await;
+        assert!(
+            running.now().losses.iter().all(|it| it.port == WAN && it.addr.is_some()),
+            "{:?}",
+            running.now().losses
+        );
+        // Without a carrier the address stays; a port that is taken down loses all.
+        ip("link set lan0p down");
+        running.until("no carrier", |routing| !routing.port(LAN).up).await;
+        assert!(!has(&running.now(), lost(LAN, None)) && !has(&running.now(), kept));
+        ip_batch(&[], "link set lan0 down\nlink set lan0 up\n");
+        running.until("down", |routing| has(routing, lost(LAN, None))).await;
+        assert!(!has(&running.now(), kept), "IPv4's address is still there");
     });
 }
 

@@ -15,6 +15,7 @@ mod ahead;
 mod budget;
 mod dice;
 mod effects;
+mod renumber;
 mod shard;
 mod shortcut;
 mod surroundings;
@@ -168,8 +169,8 @@ fn parse_all(shard: &mut Shard, batch: &Batch, work: &mut [Work]) {
     }
 }
 
-/// What time brings without a packet: neighbours that answered or did not, connections that expired. Call it once per burst
-/// and at [`next_deadline`]; `budget` bounds the connections looked at.
+/// What time brings without a packet: neighbours that answered or did not, connections that expired or whose address is gone.
+/// Call it once per burst and at [`next_deadline`]; `budget` bounds the connections looked at for expiry.
 pub fn expire(
     shard: &mut Shard,
     policy: &Policy,
@@ -179,6 +180,7 @@ pub fn expire(
     effects: &mut Effects,
 ) {
     shard.conntrack.expire(now, budget);
+    shard.renumbering.follow(routing, &mut shard.conntrack, now);
     let mut path = Path { shard, policy, routing, now, effects, witnessed: false };
     if !path.shard.waiting.is_empty() {
         path.settle_waiting();
@@ -189,7 +191,8 @@ pub fn expire(
 /// When [`expire`] next has something to do.
 pub fn next_deadline(shard: &Shard, now: Instant) -> Option<Instant> {
     let waiting = (!shard.waiting.is_empty()).then(|| now + SECOND_NS / 10);
-    [waiting, shard.conntrack.next_deadline()].into_iter().flatten().min()
+    let renumbering = shard.renumbering.is_under_way().then_some(now);
+    [waiting, renumbering, shard.conntrack.next_deadline()].into_iter().flatten().min()
 }
 
 /// A connection in the table, and which of its directions a packet has.

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use super::ahead::{Ahead, NOWHERE};
 use super::budget::PuntBudget;
 use super::dice::Dice;
+use super::renumber::Renumbering;
 use super::shortcut::{Shortcuts, Traces};
 use super::translate::Exhaustion;
 use super::waiting::Waiting;
@@ -187,6 +188,7 @@ pub struct Shard {
     /// A place for each packet of a batch.
     pub(super) work: Vec<Work>,
     pub(super) ahead: Ahead,
+    pub(super) renumbering: Renumbering,
 }
 
 impl Shard {
@@ -212,7 +214,13 @@ impl Shard {
             witness: None,
             work: vec![Work::BLANK; super::BATCH],
             ahead: Ahead::new(),
+            renumbering: Renumbering::new(),
         }
+    }
+
+    /// Whether there is work that should not wait until the next packet.
+    pub fn is_busy(&self) -> bool {
+        self.renumbering.is_under_way()
     }
 
     /// Frames that wait for a next hop's address.

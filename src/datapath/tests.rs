@@ -36,6 +36,7 @@ fn routing() -> RoutingBuilder {
 }
 
 mod nat;
+mod renumber;
 mod shortcuts;
 
 /// A router with the default policy, and frames to feed it.

@@ -157,7 +157,7 @@ impl<D: Device, H: Host> Worker<D, H> {
     pub fn run(&mut self, poll: Poll, start: std::time::Instant, stop: &AtomicBool) -> Result<(), PortLost> {
         let mut idle = 0u32;
         while !stop.load(Ordering::Relaxed) {
-            if self.burst(since(start))? > 0 || self.mailbox.is_asked() {
+            if self.burst(since(start))? > 0 || self.mailbox.is_asked() || self.shard.is_busy() {
                 idle = 0;
                 continue;
             }

@@ -319,6 +319,29 @@ impl Conntrack {
         Err(DropReason::MasqueradeMoved)
     }
 
+    /// Ends the masqueraded connections of up to `count` records, from record `from` on, whose port and address `is_lost`
+    /// says of (`nf_ct_iterate_cleanup_net` with `device_cmp` and `inet_cmp`). Returns where to go on, `None` at the end.
+    pub fn end_masqueraded(
+        &mut self,
+        from: usize,
+        count: usize,
+        now: Instant,
+        is_lost: impl Fn(PortId, Addr) -> bool,
+    ) -> Option<usize> {
+        let end = from.saturating_add(count).min(self.capacity());
+        for id in (from..end).map(|index| ConnId(index as u32)) {
+            let conn = self.table.get(id);
+            if conn.is_confirmed()
+                && !conn.is_expired(now)
+                && let Some(port) = self.table.note(id).masquerade()
+                && is_lost(port, self.table.tuple(id, Direction::Reply).dst)
+            {
+                self.remove(id, now, 0);
+            }
+        }
+        (end < self.capacity()).then_some(end)
+    }
+
     /// A connection comes into the table, or leaves it.
     pub(super) fn note_source(&mut self, id: ConnId, comes: bool) {
         if !self.table.get(id).status.any(CtStatus::SRC_NAT_DONE) {

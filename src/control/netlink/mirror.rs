@@ -21,7 +21,7 @@ use super::socket::Dumped;
 use super::{Error, Event, sysctl};
 use crate::device::PortId;
 use crate::route::{Change, HostAddress, Kind, Link, Neighbour, RouteEntry, RouteTable};
-use crate::snapshot::{Port, RoutingBuilder};
+use crate::snapshot::{Lost, Port, RoutingBuilder};
 use crate::wire::{Addr, Mac};
 
 /// What has to be done because of what was heard.
@@ -238,9 +238,16 @@ impl Mirror {
                 self.link_gone(link.header.index);
             }
             RouteNetlinkMessage::NewAddress(_) => self.due.addresses = true,
-            RouteNetlinkMessage::DelAddress(_) => {
+            RouteNetlinkMessage::DelAddress(address) => {
                 self.due.addresses = true;
                 self.read_routes_twice();
+                // It may be back by the time that all are read.
+                if let Some(port) = self.port_of(address.header.index)
+                    && let Some(addr) = convert::host_address(&address).map(|address| address.addr)
+                {
+                    self.builder.lose(Lost { port, addr: Some(addr) });
+                    self.due.publish = true;
+                }
             }
             RouteNetlinkMessage::NewRoute(route) => self.route(&route, true, flags & NLM_F_REPLACE != 0),
             RouteNetlinkMessage::DelRoute(route) => self.route(&route, false, false),
