@@ -106,6 +106,14 @@ drop_reasons! {
     RuleHotdrop = "rule_hotdrop",
     /// The chain's policy said DROP.
     PolicyDrop = "policy_drop",
+    /// A command of a helper's protocol is cut short: what it announces could not be expected.
+    HelperPartial = "helper_partial",
+    /// A command announces a connection that cannot be expected: its port is taken, or too many are expected.
+    HelperUnexpected = "helper_unexpected",
+    /// A translated address is longer than the packet has room for.
+    HelperNoRoom = "helper_no_room",
+    /// TCP options cut short in a connection whose sequence numbers are changed.
+    SeqAdjust = "seq_adjust",
     /// Next hop did not answer ARP or neighbour discovery (answered with host unreachable).
     NeighbourFailed = "neighbour_failed",
     /// Too many packets wait for the next hop's address.

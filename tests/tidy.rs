@@ -36,7 +36,7 @@ const NARROW: &[(&str, &[&str])] = &[
     ("verdict", &[]),
     ("device", &["time"]),
     ("xdp", &["device", "time", "arch"]),
-    ("conntrack", &["packet", "wire", "verdict", "device", "time", "arch"]),
+    ("conntrack", &["packet", "rewrite", "wire", "verdict", "device", "time", "arch"]),
     ("route", &["wire", "verdict", "device"]),
 ];
 

@@ -182,6 +182,10 @@ impl CtStatus {
     pub const DST_NAT_DONE: CtStatus = CtStatus(1 << 8);
     /// SRC_NAT or DST_NAT (`IPS_NAT_MASK`).
     pub const NAT: CtStatus = CtStatus::SRC_NAT.with(CtStatus::DST_NAT);
+    /// Its sequence numbers are changed.
+    pub const SEQ_ADJUST: CtStatus = CtStatus(1 << 6);
+    /// A rule gave it a helper.
+    pub const HELPER: CtStatus = CtStatus(1 << 13);
 
     /// Whether any bit of `other` is set.
     #[inline]
