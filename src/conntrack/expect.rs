@@ -402,6 +402,13 @@ impl Expectations {
         }
     }
 
+    /// Ends all there are.
+    pub fn clear(&mut self) {
+        for slot in 0..self.slots.len() {
+            self.unlink(slot as u32);
+        }
+    }
+
     /// Whether a master expects anything.
     pub fn has(&self, master: MasterId) -> bool {
         self.newest_of(master) != END

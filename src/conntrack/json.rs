@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::helper::Helper;
 use super::list::{ConnView, Counter, StateView, TupleView, protocol_name};
 use super::tuple::CtStatus;
 use crate::wire::proto;
@@ -23,6 +24,8 @@ pub struct ConnJson {
     assured: bool,
     status: u16,
     mark: u32,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    helper: Option<String>,
     /// The zone of both directions; where they differ, each tuple has its own.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     zone: Option<u16>,
@@ -135,6 +138,7 @@ impl From<ConnView> for ConnJson {
             assured: view.has(CtStatus::ASSURED),
             status: view.status,
             mark: view.mark,
+            helper: view.helper.map(|helper| helper.name().to_owned()),
             zone,
             gre_timeouts: view.gre_timeouts,
             start: view.start,
@@ -161,6 +165,7 @@ impl From<ConnJson> for ConnView {
             counters: counters.map(|(original, reply)| [original, reply]),
             status: json.status,
             mark: json.mark,
+            helper: json.helper.as_deref().and_then(Helper::from_name),
             start: json.start,
             stop: json.stop,
             id: json.id,
@@ -187,6 +192,7 @@ mod tests {
             counters: None,
             status: CtStatus::SEEN_REPLY.with(CtStatus::ASSURED).0,
             mark: 0,
+            helper: None,
             start: None,
             stop: None,
             id: 7,

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::conn::Conn;
+use super::helper::Helper;
 use super::tuple::{CtStatus, Tuple};
 use crate::packet::Packet;
 use crate::time::{Instant, SECOND_NS};
@@ -157,6 +158,8 @@ pub struct ConnView {
     pub status: u16,
     /// Connection mark.
     pub mark: u32,
+    /// What reads its packets.
+    pub helper: Option<Helper>,
     /// When it was confirmed, where that is kept: nanoseconds on the tracker's clock, and since 1970 once the control
     /// thread has seen it.
     pub start: Option<u64>,
@@ -186,6 +189,7 @@ impl ConnView {
             counters,
             status: conn.status.0,
             mark: conn.mark,
+            helper: None,
             start,
             stop: None,
             id,

@@ -14,6 +14,8 @@ use super::tcp::TcpState;
 pub struct Settings {
     /// Most entries, which is also how many are preallocated at start.
     pub max: usize,
+    /// Most expectations at a time (connections that helpers have announced).
+    pub expect_max: usize,
     /// Packets with a wrong transport checksum are INVALID.
     #[serde(deserialize_with = "switch")]
     pub checksum: bool,
@@ -90,6 +92,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             max: 262_144,
+            expect_max: 4096,
             checksum: true,
             acct: false,
             timestamp: false,
@@ -133,6 +136,9 @@ impl Settings {
     /// The largest `max`: an entry's number and its direction share 32 bits, with room for the marks of lists.
     pub const MAX_LIMIT: usize = (1 << 31) - 8;
 
+    /// The largest `expect_max`.
+    pub const EXPECT_LIMIT: usize = 1 << 24;
+
     /// Whether the tracker can be built with these.
     ///
     /// # Errors
@@ -145,6 +151,13 @@ impl Settings {
         }
         if self.max > Settings::MAX_LIMIT {
             return Err(format!("nf_conntrack_max = {}: more than {} entries", self.max, Settings::MAX_LIMIT));
+        }
+        if !(1..=Settings::EXPECT_LIMIT).contains(&self.expect_max) {
+            return Err(format!(
+                "nf_conntrack_expect_max = {}: from 1 to {} expectations",
+                self.expect_max,
+                Settings::EXPECT_LIMIT
+            ));
         }
         Ok(())
     }

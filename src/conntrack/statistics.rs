@@ -25,6 +25,15 @@ pub struct Statistics {
     pub clash_resolve: u64,
     /// Connections not confirmed because the index had no room near their home.
     pub chaintoolong: u64,
+    /// Connections that were expected.
+    #[serde(default)]
+    pub expect_new: u64,
+    /// Expectations made.
+    #[serde(default)]
+    pub expect_create: u64,
+    /// Expectations that have ended.
+    #[serde(default)]
+    pub expect_delete: u64,
     /// Connections that timed out (not a name of Linux's).
     pub expired: u64,
 }
@@ -47,6 +56,12 @@ impl Statistics {
         .into_iter()
     }
 
+    /// The counters of expectations, in the order of `conntrack -S expect`.
+    pub fn iter_expect(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [("expect_new", self.expect_new), ("expect_create", self.expect_create), ("expect_delete", self.expect_delete)]
+            .into_iter()
+    }
+
     /// Adds another shard's counts.
     pub fn add(&mut self, other: &Statistics) {
         let pairs = [
@@ -60,6 +75,9 @@ impl Statistics {
             (&mut self.search_restart, other.search_restart),
             (&mut self.clash_resolve, other.clash_resolve),
             (&mut self.chaintoolong, other.chaintoolong),
+            (&mut self.expect_new, other.expect_new),
+            (&mut self.expect_create, other.expect_create),
+            (&mut self.expect_delete, other.expect_delete),
             (&mut self.expired, other.expired),
         ];
         for (mine, theirs) in pairs {

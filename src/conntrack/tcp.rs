@@ -12,6 +12,7 @@ use record::{Tcp, WSCALE_MAX, flag};
 
 use super::conn::Conn;
 use super::list::StateView;
+use super::seqadj::SeqAdjust;
 use super::settings::Settings;
 use super::tracker::Outcome;
 use super::tuple::{CtStatus, Direction};
@@ -191,6 +192,8 @@ struct Segment<'a> {
     end: u32,
     window: u16,
     options: &'a [u8],
+    /// What its acknowledgements are off by, against the sequence numbers its sender's peer has sent.
+    back: u32,
 }
 
 impl<'a> Segment<'a> {
@@ -207,6 +210,7 @@ impl<'a> Segment<'a> {
             end: packet.seq.wrapping_add(length),
             window: packet.window,
             options: &tcp[header::HEADER_LEN..usize::from(packet.tcp_header_len)],
+            back: 0,
         }
     }
 
@@ -249,13 +253,16 @@ pub(super) fn packet(
     direction: Direction,
     packet: &Packet,
     frame: &[u8],
-    settings: &Settings,
+    (settings, adjust): (&Settings, Option<&SeqAdjust>),
     now: Instant,
 ) -> Outcome {
     if !packet_is_sound(packet, settings) || !flags_are_legal(packet.tcp_flags) {
         return Outcome::Invalid;
     }
-    let segment = Segment::of(packet, frame);
+    let mut segment = Segment::of(packet, frame);
+    if let Some(adjust) = adjust {
+        segment.back = adjust.offset(direction.other(), segment.ack.wrapping_sub(1)) as u32;
+    }
     let tcp = match conn.is_confirmed() {
         true => Some(Tcp::load(conn, record)),
         false => begin(&segment, settings),
@@ -515,6 +522,9 @@ fn in_window(tcp: &mut Tcp, old: TcpState, direction: Direction, segment: &Segme
     if tcp.flags[r] & flag::SACK_PERM != 0 {
         sack = right_edge(segment.options, ack);
     }
+    // One offset for both, that of the acknowledgement: a SACK beyond a change in length is off then, as in Linux.
+    ack = ack.wrapping_sub(segment.back);
+    sack = sack.wrapping_sub(segment.back);
 
     if tcp.maxwin[s] == 0 {
         if segment.has(tcp::SYN) {

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::helper::Helper;
 use super::tuple::Direction;
 
 /// Which tuples of a connection carry its zone (`nf_conntrack_zone.dir`).
@@ -50,13 +51,16 @@ pub struct Template {
     pub notrack: bool,
     /// `--zone mark`: the zone's number is the mark the packet has when raw is done, see [`Template::resolved`].
     pub zone_is_mark: bool,
+    /// `--helper`: what reads the packets of a connection that this one begins.
+    pub helper: Option<Helper>,
     /// A CT or NOTRACK rule has spoken. Those after it say nothing any more (`xt_ct_target`: `skb->_nfct` is set).
     pub given: bool,
 }
 
 impl Template {
     /// Tracked, in zone 0.
-    pub const DEFAULT: Template = Template { zone: Zone::DEFAULT, notrack: false, zone_is_mark: false, given: false };
+    pub const DEFAULT: Template =
+        Template { zone: Zone::DEFAULT, notrack: false, zone_is_mark: false, helper: None, given: false };
     /// NOTRACK.
     pub const NOTRACK: Template = Template { notrack: true, given: true, ..Template::DEFAULT };
 

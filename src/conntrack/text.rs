@@ -96,6 +96,9 @@ impl ConnView {
             let _ = write!(out, "zone={zone} ");
         }
         self.write_times(out, options, event);
+        if let Some(helper) = self.helper.filter(|_| event.is_none()) {
+            let _ = write!(out, "helper={} ", helper.name());
+        }
         if event.is_none() {
             let _ = write!(out, "use={} ", options.uses);
         }

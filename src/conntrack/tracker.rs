@@ -25,18 +25,23 @@
 mod ask;
 mod copy;
 mod eviction;
+mod help;
 mod translate;
 
 pub use copy::ConnCopy;
 use eviction::Hand;
+pub use help::FollowMaster;
 pub use translate::Manip;
 
 use super::blocks::Blocks;
 use super::conn::{Conn, ConnId, Prepared, UNLINKED};
 use super::event::{Event, EventKind, Recorder};
+use super::expect::{Expectations, MasterId};
+use super::extra::Extras;
 use super::icmp::{self, Message};
 use super::list::{ConnView, Counter, StateView};
 use super::mapping::Mappings;
+use super::seqadj::SeqAdjust;
 use super::settings::Settings;
 use super::source::Sources;
 use super::statistics::{Memory, Statistics};
@@ -123,6 +128,13 @@ pub struct Conntrack {
     starts: Vec<Instant>,
     statistics: Statistics,
     events: Recorder,
+    /// What connections with a helper, and expected ones, have beside their record.
+    extras: Extras,
+    expectations: Expectations,
+    /// Of the prepared connection.
+    prepared_extra: Option<MasterId>,
+    /// How the prepared connection is to be translated, as its master says.
+    follow: Option<FollowMaster>,
 }
 
 impl Conntrack {
@@ -135,6 +147,8 @@ impl Conntrack {
         let table = Table::new(settings.max, secret);
         let counters = if settings.acct { vec![[Counter::default(); 2]; settings.max] } else { Vec::new() };
         let hand = Hand::new(settings.max);
+        let extras = Extras::new(settings.max);
+        let expectations = Expectations::new(settings.expect_max, secret);
         let starts = if settings.timestamp { vec![Instant::ZERO; settings.max] } else { Vec::new() };
         let sources = Sources::new(settings.max);
         let mappings = Mappings::new(settings.max);
@@ -156,6 +170,10 @@ impl Conntrack {
             starts,
             statistics: Statistics::default(),
             events: Recorder::new(),
+            extras,
+            expectations,
+            prepared_extra: None,
+            follow: None,
         }
     }
 
@@ -184,6 +202,7 @@ impl Conntrack {
         if settings.timestamp && self.starts.is_empty() {
             return Err("nf_conntrack_timestamp = 1: memory for start times is taken at start; needs a restart".into());
         }
+        self.expectations.set_max(settings.expect_max);
         self.settings = settings;
         Ok(())
     }
@@ -235,7 +254,7 @@ impl Conntrack {
         template: Template,
         now: Instant,
     ) -> Result<Tracked, DropReason> {
-        self.prepared = None;
+        self.forget_prepared();
         self.victim = None;
         if template.notrack {
             return Ok(Tracked::UNTRACKED);
@@ -269,7 +288,7 @@ impl Conntrack {
             };
             let tracked = match found {
                 Some((id, direction)) => self.update(id, direction, packet, frame, now),
-                None => Some(self.prepare(tuple, template.zone, packet, frame, now)?),
+                None => Some(self.prepare(tuple, template, packet, frame, now)?),
             };
             if let Some(tracked) = tracked {
                 return Ok(tracked);
@@ -290,7 +309,7 @@ impl Conntrack {
         hash: u64,
         now: Instant,
     ) -> Result<Tracked, DropReason> {
-        self.prepared = None;
+        self.forget_prepared();
         match self.update(known.0, known.1, packet, frame, now) {
             Some(tracked) => Ok(tracked),
             None => self.track(packet, frame, hash, Template::DEFAULT, now),
@@ -301,6 +320,7 @@ impl Conntrack {
     #[inline]
     pub fn forget_prepared(&mut self) {
         self.prepared = None;
+        self.forget_extra();
     }
 
     /// What the datapath has noted for one direction of a connection; 0 at first.
@@ -376,6 +396,7 @@ impl Conntrack {
         }
         self.note_source(id, true);
         self.hold_mappings(id, &new);
+        self.attach_extra(id);
         self.statistics.insert += 1;
         self.tell(EventKind::New, id, now, 0);
         Ok(())
@@ -407,6 +428,10 @@ impl Conntrack {
     /// Removes what has timed out, and after a packet found no room what can go, looking at up to `budget` records. Returns
     /// how many it looked at: less than `budget` when nothing more is to be done now.
     pub fn expire(&mut self, now: Instant, budget: usize) -> usize {
+        if !self.expectations.is_empty() {
+            self.expectations.expire(now, budget);
+            self.count_expectations();
+        }
         for looked in 0..budget {
             let Some(id) = self.wheel.take_due(self.table.records_mut(), now) else {
                 return looked + self.relieve(now, budget - looked);
@@ -427,7 +452,8 @@ impl Conntrack {
 
     /// When [`Conntrack::expire`] will next have something to look at.
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.relief.is_some() { Some(Instant::ZERO) } else { self.wheel.next_deadline() }
+        let next = if self.relief.is_some() { Some(Instant::ZERO) } else { self.wheel.next_deadline() };
+        [next, self.expectations.next_deadline()].into_iter().flatten().min()
     }
 
     /// A REJECT answered a packet of this connection with a TCP reset: it is over.
@@ -584,6 +610,7 @@ impl Conntrack {
         self.tell(EventKind::Destroy, id, now, by);
         self.note_source(id, false);
         self.release_mappings(id);
+        self.remove_extra(id);
         self.table.remove(id);
     }
 
@@ -633,7 +660,9 @@ impl Conntrack {
         let tuples = [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
         let name = (self.table.hash(&tuples[0]) >> 16) as u32 ^ id.0;
         let start = self.starts.get(id.index()).filter(|start| **start != Instant::ZERO);
-        ConnView::new(conn, tuples, name, counters, start.map(|start| start.as_ns()), now)
+        let helper = if conn.status.any(CtStatus::HELPER) { self.helper(ConnRef::Confirmed(id)) } else { None };
+        let view = ConnView::new(conn, tuples, name, counters, start.map(|start| start.as_ns()), now);
+        ConnView { helper, ..view }
     }
 
     /// Checks every invariant of table and wheel, slowly.
@@ -751,6 +780,7 @@ impl Conntrack {
         now: Instant,
     ) -> Option<Tracked> {
         let listening = self.events.is_on();
+        let adjust = self.seq_adjust(id);
         let (conn, tcp) = self.table.get_with_tcp_mut(id);
         // Looked at only when somebody listens: the state of before, and the status.
         let before = if listening { Some(standing(conn)) } else { None };
@@ -760,7 +790,7 @@ impl Conntrack {
             Direction::Original if conn.status.any(CtStatus::EXPECTED) => CtInfo::Related,
             Direction::Original => CtInfo::New,
         };
-        let outcome = apply(conn, tcp, direction, packet, frame, &self.settings, now);
+        let outcome = apply(conn, tcp, direction, packet, frame, &self.settings, adjust.as_ref(), now);
         match outcome {
             Outcome::Invalid => {
                 // What an SCTP packet's first chunks have changed stays.
@@ -800,7 +830,7 @@ impl Conntrack {
     fn prepare(
         &mut self,
         tuple: Tuple,
-        zone: Zone,
+        template: Template,
         packet: &Packet,
         frame: &[u8],
         now: Instant,
@@ -811,10 +841,13 @@ impl Conntrack {
         if self.table.len() >= self.limit() {
             self.victim = self.find_room(now)?;
         }
-        let mut new = Prepared::in_zone(tuple, zone);
+        let mut new = Prepared::in_zone(tuple, template.zone);
+        self.furnish(&mut new, template.helper, now);
+        let status = new.conn.status;
         let Prepared { conn, tcp, .. } = &mut new;
-        let Outcome::Refresh(seconds) = apply(conn, tcp, Direction::Original, packet, frame, &self.settings, now)
+        let Outcome::Refresh(seconds) = apply(conn, tcp, Direction::Original, packet, frame, &self.settings, None, now)
         else {
+            self.forget_extra();
             return Ok(self.invalid());
         };
         conn.expires = Instant::from_ns(u64::from(seconds) * SECOND_NS);
@@ -826,7 +859,8 @@ impl Conntrack {
         // The rules come first, so there is time.
         self.table.prefetch_insert(self.hash(&new.tuple(Direction::Reply)));
         self.prepared = Some(new);
-        Ok(Tracked { info: CtInfo::New, conn: ConnRef::Prepared, status: CtStatus::default() })
+        let info = if status.any(CtStatus::EXPECTED) { CtInfo::Related } else { CtInfo::New };
+        Ok(Tracked { info, conn: ConnRef::Prepared, status })
     }
 }
 
@@ -882,10 +916,11 @@ fn apply(
     packet: &Packet,
     frame: &[u8],
     settings: &Settings,
+    adjust: Option<&SeqAdjust>,
     now: Instant,
 ) -> Outcome {
     match packet.proto {
-        proto::TCP => tcp::packet(conn, tcp, direction, packet, frame, settings, now),
+        proto::TCP => tcp::packet(conn, tcp, direction, packet, frame, (settings, adjust), now),
         proto::UDP => udp::packet(conn, packet, settings, now),
         proto::ICMP | proto::ICMPV6 => icmp::packet(conn, packet, settings),
         proto::UDPLITE => udp::packet_lite(conn, packet, frame, settings),

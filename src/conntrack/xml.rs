@@ -129,6 +129,7 @@ mod tests {
             counters: Some([Counter { packets: 1, bytes: 29 }, Counter::default()]),
             status: 0,
             mark: 0,
+            helper: None,
             start: Some(1_795_268_181_893_231_298),
             stop: None,
             id: 2_590_399_991,

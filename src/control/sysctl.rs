@@ -109,6 +109,7 @@ impl Setting {
         match self.field.as_str() {
             _ if self.switch => (0, 1),
             "max" => (1, Settings::MAX_LIMIT as u64),
+            "expect_max" => (1, Settings::EXPECT_LIMIT as u64),
             "tcp_max_retrans" => (0, u64::from(u8::MAX)),
             _ => (1, MAX_SECONDS),
         }

@@ -189,6 +189,7 @@ mod tests {
             counters: None,
             status: 8,
             mark: 0,
+            helper: None,
             gre_timeouts: None,
             start: None,
             stop: None,

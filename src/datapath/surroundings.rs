@@ -63,6 +63,10 @@ impl World for Surroundings<'_> {
         self.conntrack.traffic(self.conn, direction).map(|counter| (counter.packets, counter.bytes))
     }
 
+    fn master_helper(&self) -> Option<&str> {
+        self.conntrack.master_helper(self.conn).map(|helper| helper.name())
+    }
+
     fn liveness(&self, tuple: &Tuple) -> Liveness {
         match self.conntrack.is_closing(tuple, self.now) {
             None => Liveness::Gone,

@@ -60,7 +60,10 @@ fn data_back(talk: &mut Talk<'_>, said: &str, port: u16) {
     talk.note(said);
     let to = talk.router.expected();
     talk.note(&format!("{} expected", to.len()));
-    let dst = to.first().and_then(|line| line.split_whitespace().find_map(|word| word.strip_prefix("dst="))).unwrap_or("10.1.0.2");
+    let dst = to
+        .first()
+        .and_then(|line| line.split_whitespace().find_map(|word| word.strip_prefix("dst=")))
+        .unwrap_or("10.1.0.2");
     let dst = dst.to_owned();
     let server = if dst.contains(':') { SERVER6 } else { SERVER };
     // The server is the one who opens.

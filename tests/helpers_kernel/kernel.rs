@@ -202,12 +202,14 @@ impl Router for Kernel {
                 None => text += &format!("*{table}\nCOMMIT\n"),
             }
         }
-        let v6: String = text.lines().filter(|line| !line.starts_with("-4 ")).fold(String::new(), |text, line| {
-            text + line.trim_start_matches("-6 ") + "\n"
-        });
-        let v4: String = text.lines().filter(|line| !line.starts_with("-6 ")).fold(String::new(), |text, line| {
-            text + line.trim_start_matches("-4 ") + "\n"
-        });
+        let v6: String = text
+            .lines()
+            .filter(|line| !line.starts_with("-4 "))
+            .fold(String::new(), |text, line| text + line.trim_start_matches("-6 ") + "\n");
+        let v4: String = text
+            .lines()
+            .filter(|line| !line.starts_with("-6 "))
+            .fold(String::new(), |text, line| text + line.trim_start_matches("-4 ") + "\n");
         self.on_router(&["iptables-legacy-restore"], &v4);
         self.on_router(&["ip6tables-legacy-restore"], &v6);
         self.on_router(&["sh", "-c", "conntrack -F 2>/dev/null; conntrack -F expect 2>/dev/null; true"], "");

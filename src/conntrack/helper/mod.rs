@@ -154,6 +154,8 @@ pub(in crate::conntrack) struct Call<'a> {
     pub(in crate::conntrack) info: CtInfo,
     /// Of the connection, by direction.
     pub(in crate::conntrack) tuples: [Tuple; 2],
+    /// Number of its zone.
+    pub(in crate::conntrack) zone: u16,
     pub(in crate::conntrack) status: CtStatus,
     pub(in crate::conntrack) packet: &'a mut Packet,
     /// The frame and the room behind it.
@@ -213,7 +215,7 @@ impl Call<'_> {
 
     /// An expectation of class 0 for a TCP or UDP connection from `source` to an address and a port.
     fn expectation(&self, protocol: u8, source: Option<Addr>, dst: Addr, dport: u16) -> Expectation {
-        let Tuple { family, zone, .. } = self.tuples[0];
+        let (family, zone) = (self.tuples[0].family, self.zone);
         let to = Tuple { dst, dport, proto: protocol, family, zone, ..Tuple::default() };
         Expectation::new(self.master, source, to)
     }

@@ -39,6 +39,7 @@ fn numbered(number: usize) -> ConnView {
         counters: None,
         status: 0,
         mark: 0,
+        helper: None,
         start: None,
         stop: None,
         id: number as u32,

@@ -3,7 +3,7 @@
 //! The first CT or NOTRACK rule that a packet meets speaks; later ones find the template attached and leave it.
 
 use super::argument;
-use crate::conntrack::{CtInfo, Template, Zone, ZoneDirection};
+use crate::conntrack::{CtInfo, Helper, REFUSED_HELPERS, Template, Zone, ZoneDirection};
 use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::{Problem, nearest};
 use crate::rules::extension::{Action, Basis, Extension, Given, OptionSpec, Outcome, Whole};
@@ -240,8 +240,8 @@ impl Extension for Ct {
             return None;
         }
         let mut left_out = Vec::new();
-        if !self.helper.is_empty() {
-            left_out.push(format!("--helper {}: connections that it would announce are not RELATED", self.helper));
+        if let Some((_, reason)) = REFUSED_HELPERS.iter().find(|(name, _)| *name == self.helper) {
+            left_out.push(format!("--helper {}: {reason}", self.helper));
         }
         if !self.timeout.is_empty() {
             left_out.push(format!("--timeout {}: timeouts are those of the configuration", self.timeout));
@@ -250,7 +250,7 @@ impl Extension for Ct {
             left_out.push("--ctevents: listeners are told all events".to_owned());
         }
         if self.expectation_events != 0 {
-            left_out.push("--expevents: there are no expectations".to_owned());
+            left_out.push("--expevents: expectations have no events".to_owned());
         }
         (!left_out.is_empty()).then(|| left_out.join("; "))
     }
@@ -280,7 +280,10 @@ impl Action for Ct {
     fn run(&self, context: &mut Context<'_>, _: &mut dyn World, (): &()) -> Outcome {
         let template = match self.notrack {
             true => Template::NOTRACK,
-            false => Template { zone: self.zone, zone_is_mark: self.zone_is_mark, ..Template::DEFAULT },
+            false => {
+                let helper = Helper::from_name(&self.helper);
+                Template { zone: self.zone, zone_is_mark: self.zone_is_mark, helper, ..Template::DEFAULT }
+            }
         };
         give(context, template);
         Outcome::Continue
@@ -378,7 +381,8 @@ mod tests {
     #[test]
     fn what_is_left_out_is_said() {
         for (words, said) in [
-            ("--helper ftp", true),
+            ("--helper ftp", false),
+            ("--helper sip", true),
             ("--timeout x", true),
             ("--ctevents new", true),
             ("--expevents new", true),

@@ -1,0 +1,180 @@
+//! What few connections have beside their record: [`Extra`], for those that have a helper, were expected, or have their
+//! sequence numbers changed (Linux: `nf_conn_help`, `nf_conn_seqadj`, `ct->master`).
+//!
+//! An extra is made with the prepared connection and belongs to nobody until that is confirmed ([`Extras::attach`]); it goes
+//! with the connection. The connection's status says that it has one (HELPER, EXPECTED, SEQ_ADJUST), so that others are never
+//! looked for here. An extra's number is what expectations know their master by. Memory grows with the number of such
+//! connections, which the table bounds.
+
+use super::conn::ConnId;
+use super::expect::MasterId;
+use super::helper::{Helper, Memory};
+use super::seqadj::SeqAdjust;
+use super::tuple::CtStatus;
+
+/// See the module's head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extra {
+    /// The helper that a rule gave it.
+    pub(super) helper: Option<Helper>,
+    /// What that remembers.
+    pub(super) memory: Memory,
+    /// How its sequence numbers are changed.
+    pub(super) adjust: SeqAdjust,
+    /// The helper of the connection that it was expected by.
+    pub(super) master: Option<Helper>,
+}
+
+impl Extra {
+    /// The status of connections that have one.
+    pub(super) const STATUS: CtStatus = CtStatus::HELPER.with(CtStatus::EXPECTED).with(CtStatus::SEQ_ADJUST);
+
+    /// With a helper, or without one.
+    pub(super) fn new(helper: Option<Helper>, master: Option<Helper>) -> Extra {
+        let memory = helper.map_or(Memory::None, Helper::memory);
+        Extra { helper, memory, adjust: SeqAdjust::default(), master }
+    }
+}
+
+/// Ends a chain.
+const END: u32 = u32::MAX;
+
+/// A place for one, and the next in its chain or in the list of free ones.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    extra: Option<Extra>,
+    conn: Option<ConnId>,
+    next: u32,
+}
+
+/// All of a table's connections, found by number.
+#[derive(Debug)]
+pub(super) struct Extras {
+    slots: Vec<Slot>,
+    free: u32,
+    buckets: Vec<u32>,
+}
+
+impl Extras {
+    /// None yet, for a table of so many connections.
+    pub(super) fn new(capacity: usize) -> Extras {
+        let buckets = (capacity / 64).next_power_of_two().clamp(16, 1 << 16);
+        Extras { slots: Vec::new(), free: END, buckets: vec![END; buckets] }
+    }
+
+    fn bucket(&self, conn: ConnId) -> usize {
+        // The table's numbers are dense: their low bits are as good as a hash.
+        conn.index() & (self.buckets.len() - 1)
+    }
+
+    /// Adds one that belongs to nobody yet.
+    pub(super) fn add(&mut self, extra: Extra) -> MasterId {
+        let filled = Slot { extra: Some(extra), conn: None, next: END };
+        match self.slots.get_mut(self.free as usize) {
+            Some(slot) => {
+                let number = self.free;
+                self.free = slot.next;
+                *slot = filled;
+                MasterId(number)
+            }
+            None => {
+                self.slots.push(filled);
+                MasterId((self.slots.len() - 1) as u32)
+            }
+        }
+    }
+
+    /// It belongs to a connection in the table now.
+    pub(super) fn attach(&mut self, number: MasterId, conn: ConnId) {
+        let bucket = self.bucket(conn);
+        if let Some(slot) = self.slots.get_mut(number.0 as usize) {
+            (slot.conn, slot.next) = (Some(conn), self.buckets[bucket]);
+            self.buckets[bucket] = number.0;
+        }
+    }
+
+    /// That of a connection.
+    pub(super) fn of(&self, conn: ConnId) -> Option<MasterId> {
+        let mut number = self.buckets[self.bucket(conn)];
+        loop {
+            let slot = self.slots.get(number as usize)?;
+            if slot.conn == Some(conn) {
+                return Some(MasterId(number));
+            }
+            number = slot.next;
+        }
+    }
+
+    /// The connection it belongs to, which is in the table.
+    pub(super) fn conn(&self, number: MasterId) -> Option<ConnId> {
+        self.slots.get(number.0 as usize)?.conn
+    }
+
+    pub(super) fn get(&self, number: MasterId) -> Option<&Extra> {
+        self.slots.get(number.0 as usize)?.extra.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, number: MasterId) -> Option<&mut Extra> {
+        self.slots.get_mut(number.0 as usize)?.extra.as_mut()
+    }
+
+    /// Its connection is gone, or was never confirmed.
+    pub(super) fn remove(&mut self, number: MasterId) {
+        let Some(&Slot { extra: Some(_), conn, next }) = self.slots.get(number.0 as usize) else { return };
+        if let Some(conn) = conn {
+            let bucket = self.bucket(conn);
+            let mut at = self.buckets[bucket];
+            if at == number.0 {
+                self.buckets[bucket] = next;
+            } else {
+                while self.slots[at as usize].next != number.0 {
+                    at = self.slots[at as usize].next;
+                }
+                self.slots[at as usize].next = next;
+            }
+        }
+        self.slots[number.0 as usize] = Slot { extra: None, conn: None, next: self.free };
+        self.free = number.0;
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.extra.is_some()).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        #[test]
+        fn each_connection_finds_its_own(steps in proptest::collection::vec((0u8..4, 0u32..60), 1..200)) {
+            let mut extras = Extras::new(1024);
+            let mut model = BTreeMap::new();
+            for (what, conn) in steps {
+                let conn = ConnId(conn * 7);
+                if what < 3 && !model.contains_key(&conn) {
+                    let number = extras.add(Extra::new(Some(Helper::ALL[what as usize]), None));
+                    prop_assert!(extras.conn(number).is_none());
+                    extras.attach(number, conn);
+                    model.insert(conn, (number, Helper::ALL[what as usize]));
+                } else if what == 3 && let Some((number, _)) = model.remove(&conn) {
+                    extras.remove(number);
+                    prop_assert!(extras.get(number).is_none());
+                }
+                prop_assert_eq!(extras.len(), model.len());
+                for at in 0..60 {
+                    let conn = ConnId(at * 7);
+                    prop_assert_eq!(extras.of(conn), model.get(&conn).map(|one| one.0));
+                    if let Some((number, helper)) = model.get(&conn) {
+                        let found = extras.get(*number).and_then(|extra| extra.helper);
+                        prop_assert_eq!((found, extras.conn(*number)), (Some(*helper), Some(conn)));
+                    }
+                }
+            }
+        }
+    }
+}
