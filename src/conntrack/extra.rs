@@ -136,11 +136,6 @@ impl Extras {
         self.slots[number.0 as usize] = Slot { extra: None, conn: None, next: self.free };
         self.free = number.0;
     }
-
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.extra.is_some()).count()
-    }
 }
 
 #[cfg(test)]
@@ -165,7 +160,8 @@ mod tests {
                     extras.remove(number);
                     prop_assert!(extras.get(number).is_none());
                 }
-                prop_assert_eq!(extras.len(), model.len());
+                let used = extras.slots.iter().filter(|slot| slot.extra.is_some()).count();
+                prop_assert_eq!(used, model.len());
                 for at in 0..60 {
                     let conn = ConnId(at * 7);
                     prop_assert_eq!(extras.of(conn), model.get(&conn).map(|one| one.0));

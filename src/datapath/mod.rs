@@ -15,6 +15,7 @@ mod ahead;
 mod budget;
 mod dice;
 mod effects;
+mod help;
 mod renumber;
 mod shard;
 mod shortcut;
@@ -470,6 +471,7 @@ impl Path<'_> {
         // A packet that raw takes out, or puts into a zone, is of another connection than the one found without asking raw.
         let known = known.filter(|_| passage.template == Template::DEFAULT);
         passage.tracked = self.track(frame, packet, hash, known, tracked, passage.template.resolved(passage.mark))?;
+        self.follow_master(&mut passage);
         if self.witnessed
             && let Some(witness) = &mut self.shard.witness
         {
@@ -503,8 +505,9 @@ impl Path<'_> {
         self.bind(Manip::Source, frame, packet, &mut passage)?;
         self.shard.conntrack.check_masquerade(&passage.tracked, way.port, self.now)?;
         self.translate(Manip::Source, frame, packet, &passage.tracked)?;
-        self.shard.conntrack.confirm(&passage.tracked, self.now)?;
-        let learner = known.filter(|known| may_teach(&passage.tracked, *known));
+        self.leave(frame, packet, &passage, &way)?;
+        let helped = self.shard.conntrack.wants_help(&passage.tracked);
+        let learner = known.filter(|known| !helped && may_teach(&passage.tracked, *known));
         if let (Some(known), Some(trace)) = (learner, reads)
             // Where rules have changed the mark, the next packet may go another way.
             && (!trace.reads_conn_mark() || self.conn_mark(passage.tracked.conn) == mark_before)

@@ -14,7 +14,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 use nix::unistd::Pid;
 
-use crate::talk::{Arrived, Router};
+use crate::talk::{Arrived, Router, of_version};
 use crate::testing::{self, Hop};
 
 /// The router's own.
@@ -106,7 +106,8 @@ fn setup([c, r, s]: &[String; 3]) -> Result<(), String> {
          ip link add s0 netns {s} type veth peer name r1 netns {r} address {wan}; \
          ip -n {c} link set c0 up; ip -n {s} link set s0 up; ip -n {r} link set r0 up; ip -n {r} link set r1 up; \
          ip -n {r} addr add 10.1.0.1/24 dev r0; ip -n {r} addr add 10.2.0.1/24 dev r1; \
-         ip -n {r} addr add fd01::1/64 dev r0 nodad; ip -n {r} addr add fd02::1/64 dev r1 nodad; {neighbours}"
+         ip -n {r} addr add fd01::1/64 dev r0 nodad; ip -n {r} addr add fd02::1/64 dev r1 nodad; \
+         for d in r0 r1; do ip netns exec {r} ethtool -K $d tx off >/dev/null 2>&1; done; {neighbours}"
     ))
 }
 
@@ -202,16 +203,8 @@ impl Router for Kernel {
                 None => text += &format!("*{table}\nCOMMIT\n"),
             }
         }
-        let v6: String = text
-            .lines()
-            .filter(|line| !line.starts_with("-4 "))
-            .fold(String::new(), |text, line| text + line.trim_start_matches("-6 ") + "\n");
-        let v4: String = text
-            .lines()
-            .filter(|line| !line.starts_with("-6 "))
-            .fold(String::new(), |text, line| text + line.trim_start_matches("-4 ") + "\n");
-        self.on_router(&["iptables-legacy-restore"], &v4);
-        self.on_router(&["ip6tables-legacy-restore"], &v6);
+        self.on_router(&["iptables-legacy-restore"], &of_version(&text, 4));
+        self.on_router(&["ip6tables-legacy-restore"], &of_version(&text, 6));
         self.on_router(&["sh", "-c", "conntrack -F 2>/dev/null; conntrack -F expect 2>/dev/null; true"], "");
         let mut nobody = Vec::new();
         drain(&self.client, true, &mut nobody);
@@ -233,6 +226,11 @@ impl Router for Kernel {
 
     fn expected(&mut self) -> Vec<String> {
         let text = self.on_router(&["sh", "-c", "conntrack -L expect 2>/dev/null || true"], "");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn expected_v6(&mut self) -> Vec<String> {
+        let text = self.on_router(&["sh", "-c", "conntrack -L expect -f ipv6 2>/dev/null || true"], "");
         text.lines().map(str::to_owned).collect()
     }
 

@@ -5,11 +5,13 @@
 
 mod dialogues;
 mod kernel;
+mod ours;
 mod talk;
 #[path = "../../src/conntrack/testing.rs"]
 mod testing;
 
 use kernel::Kernel;
+use ours::Ours;
 
 fn can_run() -> bool {
     let root = nix::unistd::geteuid().is_root();
@@ -26,11 +28,19 @@ fn dialogues_go_as_through_the_kernel() {
         return;
     }
     let mut kernel = Kernel::new().unwrap_or_else(|error| panic!("cannot set up the namespaces: {error}"));
+    let mut ours = Ours::new();
+    let mut wrong = Vec::new();
     for dialogue in dialogues::ALL {
         let theirs = dialogue.run(&mut kernel);
-        println!("== {}", dialogue.name);
-        for line in theirs {
-            println!("   {line}");
+        let mine = dialogue.run(&mut ours);
+        if theirs != mine {
+            let at = theirs.iter().zip(&mine).take_while(|(one, other)| one == other).count();
+            let line = |lines: &[String]| lines.get(at).cloned().unwrap_or_else(|| "nothing more".to_owned());
+            wrong.push(format!("{}: line {at}\n  kernel: {}\n  ours:   {}", dialogue.name, line(&theirs), line(&mine)));
+        }
+        if std::env::var_os("XROUTER_SHOW").is_some() {
+            println!("== {}\n   {}", dialogue.name, theirs.join("\n   "));
         }
     }
+    assert!(wrong.is_empty(), "{} of {} dialogues differ:\n{}", wrong.len(), dialogues::ALL.len(), wrong.join("\n"));
 }

@@ -21,6 +21,8 @@ pub(crate) trait Router {
     fn send(&mut self, from_client: bool, packet: &[u8]) -> Vec<Arrived>;
     /// As `conntrack -L expect` prints them.
     fn expected(&mut self) -> Vec<String>;
+    /// The same with `-f ipv6`.
+    fn expected_v6(&mut self) -> Vec<String>;
     /// As `conntrack -L` prints them.
     fn connections(&mut self) -> Vec<String>;
 }
@@ -205,6 +207,7 @@ impl<'a> Talk<'a> {
     /// Writes down what is expected and what there is, times left out.
     pub(crate) fn look(&mut self) {
         let mut lines: Vec<String> = self.router.expected().iter().map(|line| without_time(line, 0)).collect();
+        lines.extend(self.router.expected_v6().iter().map(|line| without_time(line, 0)));
         lines.sort();
         let mut more: Vec<String> = self.router.connections().iter().map(|line| without_time(line, 2)).collect();
         more.sort();
@@ -213,10 +216,19 @@ impl<'a> Talk<'a> {
     }
 }
 
+/// The rules of one IP version.
+pub(crate) fn of_version(rules: &str, version: u8) -> String {
+    let (mark, other) = if version == 4 { ("-4 ", "-6 ") } else { ("-6 ", "-4 ") };
+    let lines = rules.lines().filter(|line| !line.starts_with(other));
+    lines.fold(String::new(), |text, line| text + line.trim_start_matches(mark) + "\n")
+}
+
 /// A line without the seconds that are left, which stand at word `at`; to the nearest ten of them.
 fn without_time(line: &str, at: usize) -> String {
     let words = line.split_whitespace().enumerate().map(|(index, word)| match word.parse::<u64>() {
         Ok(seconds) if index == at => format!("~{}", (seconds + 5) / 10 * 10),
+        // How often the kernel itself holds a connection.
+        _ if word.starts_with("use=") => "use=".to_owned(),
         _ => word.to_owned(),
     });
     words.collect::<Vec<_>>().join(" ")

@@ -1,8 +1,9 @@
 //! A connection taken along to another tracker: [`ConnCopy`], so that what a packet would do to it can be tried without
 //! touching it.
 
-use super::Conntrack;
+use super::{ConnRef, Conntrack};
 use crate::conntrack::conn::{Conn, ConnId, Prepared, UNLINKED};
+use crate::conntrack::extra::Extra;
 use crate::conntrack::list::{ConnView, Counter};
 use crate::conntrack::tuple::{Direction, Tuple};
 use crate::time::Instant;
@@ -13,6 +14,7 @@ pub struct ConnCopy {
     record: Prepared,
     counters: Option<[Counter; 2]>,
     start: Option<Instant>,
+    extra: Option<Extra>,
     /// As a listing shows it.
     pub view: ConnView,
 }
@@ -29,6 +31,7 @@ impl Conntrack {
             record: self.record(id),
             counters: self.counters.get(id.index()).copied(),
             start: self.starts.get(id.index()).copied(),
+            extra: self.extra(ConnRef::Confirmed(id)).copied(),
             view: self.view(id, conn, now),
         })
     }
@@ -56,6 +59,10 @@ impl Conntrack {
         }
         let Ok(id) = self.table.insert(&copy.record) else { return };
         self.note_source(id, true);
+        if let Some(extra) = copy.extra {
+            let number = self.extras.add(extra);
+            self.extras.attach(number, id);
+        }
         if let (Some(place), Some(counters)) = (self.counters.get_mut(id.index()), copy.counters) {
             *place = counters;
         }

@@ -109,7 +109,7 @@ impl Conntrack {
         (self.statistics.expect_create, self.statistics.expect_delete) = self.expectations.counts();
     }
 
-    fn extra(&self, conn: ConnRef) -> Option<&Extra> {
+    pub(super) fn extra(&self, conn: ConnRef) -> Option<&Extra> {
         let number = match conn {
             ConnRef::None => None,
             ConnRef::Prepared => self.prepared_extra,
