@@ -19,8 +19,8 @@ use crate::testing::{self, Hop};
 
 /// The router's own.
 pub(crate) const MACS: [[u8; 6]; 2] = [[2, 1, 0, 0, 0, 1], [2, 2, 0, 0, 0, 1]];
-/// Hosts of both networks, by the last number of their addresses; 100 and 101 stand for nobody, but are translated to.
-pub(crate) const HOSTS: [u8; 3] = [2, 3, 9];
+/// Hosts of both networks, by the last number of their addresses; 77 and 100 stand for nobody, but are translated to.
+pub(crate) const HOSTS: [u8; 5] = [2, 3, 9, 77, 100];
 /// Who asks the router by ARP whether it is done.
 const ASKER: u8 = 250;
 
@@ -101,7 +101,7 @@ fn setup([c, r, s]: &[String; 3]) -> Result<(), String> {
          net.ipv6.conf.default.disable_ipv6=1; done; \
          ip netns exec {r} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 \
          net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv6.conf.default.accept_dad=0 \
-         net.ipv4.conf.default.send_redirects=0; \
+         net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.default.send_redirects=0; \
          ip link add c0 netns {c} type veth peer name r0 netns {r} address {lan}; \
          ip link add s0 netns {s} type veth peer name r1 netns {r} address {wan}; \
          ip -n {c} link set c0 up; ip -n {s} link set s0 up; ip -n {r} link set r0 up; ip -n {r} link set r1 up; \
@@ -175,12 +175,14 @@ impl Kernel {
     }
 }
 
-/// An IP packet from the router goes into the list; what the router asks of neighbours does not.
+/// A forwarded packet goes into the list; what the router asks of neighbours does not, nor do resets of its own (of a packet
+/// that is not translated it may find itself the destination).
 fn keep(frame: &[u8], to_client: bool, arrived: &mut Vec<Arrived>) {
     let is_ip = matches!(frame.get(12..14), Some([0x08, 0x00] | [0x86, 0xdd]));
     let is_routers = frame.get(6..12) == Some(&MACS[usize::from(!to_client)][..]);
     let is_group = frame[0] & 1 == 1;
-    if is_ip && is_routers && !is_group {
+    let is_own = frame.get(22..24) == Some(&[64, 6]);
+    if is_ip && is_routers && !is_group && !is_own {
         arrived.push(Arrived { to_client, packet: frame[14..].to_vec() });
     }
 }
@@ -193,7 +195,7 @@ fn drain(socket: &OwnedFd, to_client: bool, arrived: &mut Vec<Arrived>) {
 }
 
 impl Router for Kernel {
-    fn begin(&mut self, rules: &str) {
+    fn load(&mut self, rules: &str) {
         // Of a table that is not named, nothing may be left of the dialogue before.
         let mut text = String::new();
         for table in ["raw", "mangle", "nat", "filter"] {
@@ -205,6 +207,9 @@ impl Router for Kernel {
         }
         self.on_router(&["iptables-legacy-restore"], &of_version(&text, 4));
         self.on_router(&["ip6tables-legacy-restore"], &of_version(&text, 6));
+    }
+
+    fn forget(&mut self) {
         self.on_router(&["sh", "-c", "conntrack -F 2>/dev/null; conntrack -F expect 2>/dev/null; true"], "");
         let mut nobody = Vec::new();
         drain(&self.client, true, &mut nobody);

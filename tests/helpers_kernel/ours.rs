@@ -78,9 +78,12 @@ impl Ours {
 }
 
 impl Router for Ours {
-    fn begin(&mut self, rules: &str) {
-        self.shard.conntrack.check();
+    fn load(&mut self, rules: &str) {
         self.policy = policy(rules);
+    }
+
+    fn forget(&mut self) {
+        self.shard.conntrack.check();
         self.shard = shard(&self.policy);
     }
 

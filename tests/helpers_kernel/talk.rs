@@ -15,8 +15,10 @@ pub(crate) struct Arrived {
 
 /// A router under test.
 pub(crate) trait Router {
-    /// Forgets everything, and has these rules (`-4` and `-6` before a rule: for that IP version only).
-    fn begin(&mut self, rules: &str);
+    /// Has these rules from now on (`-4` and `-6` before a rule: for that IP version only).
+    fn load(&mut self, rules: &str);
+    /// Forgets all connections and what is expected.
+    fn forget(&mut self);
     /// Sends a packet through it.
     fn send(&mut self, from_client: bool, packet: &[u8]) -> Vec<Arrived>;
     /// As `conntrack -L expect` prints them.
@@ -117,8 +119,9 @@ impl Line {
 }
 
 impl<'a> Talk<'a> {
-    pub(crate) fn begin(router: &'a mut dyn Router, rules: &str) -> Talk<'a> {
-        router.begin(rules);
+    /// Of a router that has its rules, and nothing else.
+    pub(crate) fn begin(router: &'a mut dyn Router) -> Talk<'a> {
+        router.forget();
         Talk { router, transcript: Vec::new() }
     }
 
@@ -167,7 +170,7 @@ impl<'a> Talk<'a> {
         }
         let read = read(&arrived.packet);
         let other = line.end(!from_client);
-        (other.peer, other.peer_port, other.port) = (read.src, read.sport, read.dport);
+        (other.peer, other.peer_port, other.addr, other.port) = (read.src, read.sport, read.dst, read.dport);
         if proto == 6 {
             let length = read.payload.len() as u32 + u32::from(read.flags & 2 != 0) + u32::from(read.flags & 1 != 0);
             if read.flags & 2 != 0 || read.seq == other.wants {
@@ -179,6 +182,11 @@ impl<'a> Talk<'a> {
 
     /// The handshake of TCP. Whether it went through.
     pub(crate) fn open(&mut self, line: &mut Line) -> bool {
+        self.open_by(line, true)
+    }
+
+    /// The same, begun by either end.
+    pub(crate) fn open_by(&mut self, line: &mut Line, by_client: bool) -> bool {
         // MSS, SACK permitted, window scaling.
         let offer = [2, 4, 5, 0xb4, 4, 2, 3, 3, 7];
         let mut step = |talk: &mut Talk<'_>, client: bool, flag: &str| {
@@ -188,7 +196,7 @@ impl<'a> Talk<'a> {
             line.end(client).seq = seq.wrapping_add(u32::from(flag != "."));
             arrived
         };
-        step(self, true, "S") && step(self, false, "SA") && step(self, true, ".")
+        step(self, by_client, "S") && step(self, !by_client, "SA") && step(self, by_client, ".")
     }
 
     /// The next bytes of one end.

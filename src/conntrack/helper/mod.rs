@@ -235,6 +235,8 @@ impl Call<'_> {
         let range = u32::from(u16::MAX - first);
         for _ in 0..=range.min(ATTEMPTS) {
             match self.expectations.insert(*new, policy, self.now) {
+                // Port 0 is what Linux says with when there is none; the expectation is there all the same.
+                Ok(()) if new.tuple.dport == 0 => break,
                 Ok(()) => return Ok(new.tuple.dport),
                 Err(Unexpected::Busy) if range > 0 => {
                     let offset = (u64::from((self.random)()) * u64::from(range)) >> 32;
