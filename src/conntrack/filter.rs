@@ -264,6 +264,7 @@ mod tests {
             counters: None,
             status: 0,
             mark: 0,
+            helper: None,
             start: None,
             stop: None,
             id: 1,

@@ -219,6 +219,7 @@ mod tests {
             counters: None,
             status: CtStatus::CONFIRMED.0,
             mark: 0,
+            helper: None,
             start: None,
             stop: None,
             id: 0,

@@ -25,12 +25,17 @@ impl Path<'_> {
     #[cold]
     fn follow(&mut self, FollowMaster { source, destination, port }: FollowMaster, passage: &mut Passage) {
         let super::Shard { conntrack, dice, .. } = &mut *self.shard;
-        let random = &mut || dice.draw();
         let source = NatRange { addresses: Some((source, source)), ..NatRange::default() };
-        nat::bind(conntrack, Manip::Source, &source, random, self.now);
+        nat::bind(conntrack, Manip::Source, &source, &mut |low| dice.draw_port(Manip::Source, low), self.now);
         let ports = Some(NatPorts { low: port, high: port, base: None });
         let destination = NatRange { addresses: Some((destination, destination)), ports, ..NatRange::default() };
-        nat::bind(conntrack, Manip::Destination, &destination, random, self.now);
+        nat::bind(
+            conntrack,
+            Manip::Destination,
+            &destination,
+            &mut |low| dice.draw_port(Manip::Destination, low),
+            self.now,
+        );
         passage.tracked.status = conntrack.conn(ConnRef::Prepared).map_or(CtStatus::default(), |conn| conn.status());
     }
 

@@ -111,7 +111,7 @@ impl Conntrack {
 
     pub(super) fn extra(&self, conn: ConnRef) -> Option<&Extra> {
         let number = match conn {
-            ConnRef::None => None,
+            ConnRef::None | ConnRef::Ended => None,
             ConnRef::Prepared => self.prepared_extra,
             ConnRef::Confirmed(id) if self.table.get(id).status.any(Extra::STATUS) => self.extras.of(id),
             ConnRef::Confirmed(_) => None,
@@ -176,7 +176,8 @@ impl Conntrack {
     ) -> Result<(), DropReason> {
         let number = match tracked.conn {
             ConnRef::Confirmed(id) => self.extras.of(id),
-            _ => self.prepared_extra,
+            ConnRef::Prepared => self.prepared_extra,
+            ConnRef::None | ConnRef::Ended => None,
         };
         let (Some(number), Some(conn)) = (number, self.conn(tracked.conn)) else { return Ok(()) };
         let Conn { proto, status, .. } = *conn;
@@ -229,7 +230,7 @@ impl Conntrack {
                 Some(new) => (&mut new.conn, Instant::ZERO),
                 None => return,
             },
-            ConnRef::None => return,
+            ConnRef::None | ConnRef::Ended => return,
         };
         record.status = record.status.with(status);
         if let Some(seconds) = refresh.filter(|_| record.flags & Conn::FIXED_TIMEOUT == 0) {
