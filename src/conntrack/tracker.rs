@@ -27,6 +27,7 @@ mod copy;
 mod eviction;
 mod help;
 mod show;
+mod tell;
 mod translate;
 
 pub use copy::ConnCopy;
@@ -36,7 +37,7 @@ pub use translate::Manip;
 
 use super::blocks::Blocks;
 use super::conn::{Conn, ConnId, Prepared, UNLINKED};
-use super::event::{Event, EventKind, Recorder};
+use super::event::{EventKind, Recorder};
 use super::expect::{Expectations, MasterId};
 use super::extra::Extras;
 use super::icmp::{self, Message};
@@ -361,6 +362,9 @@ impl Conntrack {
     /// [`Conntrack::confirm`] of a packet that begins a connection.
     fn confirm_prepared(&mut self, now: Instant) -> Result<(), DropReason> {
         let Some(mut new) = self.prepared.take() else { return Ok(()) };
+        if new.exhausted {
+            return self.refuse_new(DropReason::NatExhausted);
+        }
         for direction in [Direction::Original, Direction::Reply] {
             let tuple = new.tuple(direction);
             let taken = match new.conn.zone().direction {
@@ -381,9 +385,7 @@ impl Conntrack {
         };
         let Some(id) = inserted else {
             self.statistics.chaintoolong += 1;
-            self.statistics.insert_failed += 1;
-            self.statistics.drop += 1;
-            return Err(DropReason::ConntrackFull);
+            return self.refuse_new(DropReason::ConntrackFull);
         };
         if let Some(counters) = self.counters.get_mut(id.index()) {
             *counters = [self.prepared_counter, Counter::default()];
@@ -421,9 +423,13 @@ impl Conntrack {
             }
             return Ok(());
         }
+        self.refuse_new(DropReason::ConntrackClash)
+    }
+
+    fn refuse_new(&mut self, reason: DropReason) -> Result<(), DropReason> {
         self.statistics.insert_failed += 1;
         self.statistics.drop += 1;
-        Err(if new.exhausted { DropReason::NatExhausted } else { DropReason::ConntrackClash })
+        Err(reason)
     }
 
     /// Removes what has timed out, and after a packet found no room what can go, looking at up to `budget` records. Returns
@@ -546,27 +552,6 @@ impl Conntrack {
         &self.statistics
     }
 
-    /// Begins or ends to record events; what was recorded and not fetched is forgotten.
-    pub fn listen(&mut self, on: bool) {
-        self.events.listen(on);
-    }
-
-    /// Whether events are recorded.
-    #[inline]
-    pub fn is_listening(&self) -> bool {
-        self.events.is_on()
-    }
-
-    /// Events since they were last fetched, oldest first: to be drained at least once per batch.
-    pub fn events(&mut self) -> &mut Vec<Event> {
-        self.events.waiting()
-    }
-
-    /// Takes the number of events that found no room.
-    pub fn take_events_lost(&mut self) -> u64 {
-        self.events.take_lost()
-    }
-
     /// Takes a connection out, and tells so.
     fn remove(&mut self, id: ConnId, now: Instant, by: u32) {
         self.tell(EventKind::Destroy, id, now, by);
@@ -574,43 +559,6 @@ impl Conntrack {
         self.release_mappings(id);
         self.remove_extra(id);
         self.table.remove(id);
-    }
-
-    /// Events of what packets have changed since the last: a packet of the connection leaves.
-    #[inline]
-    pub fn tell_news(&mut self, conn: ConnRef, now: Instant) {
-        if self.events.is_on()
-            && let ConnRef::Confirmed(id) = conn
-        {
-            self.tell_changes(id, now);
-        }
-    }
-
-    /// Tells what has changed since this was last told, once a packet of the connection leaves
-    /// (`nf_ct_deliver_cached_events`). Linux leaves the protocol's state out where that is not what has changed.
-    #[cold]
-    fn tell_changes(&mut self, id: ConnId, now: Instant) {
-        let conn = self.table.get_mut(id);
-        let noted = conn.flags & (Conn::CHANGED | Conn::MOVED);
-        if noted == 0 || !conn.is_confirmed() {
-            return;
-        }
-        conn.flags &= !noted;
-        let mut conn = self.view(id, self.table.get(id), now);
-        conn.state = conn.state.filter(|_| noted & Conn::MOVED != 0);
-        self.events.record(Event { kind: EventKind::Update, at: now, conn, by: 0 });
-    }
-
-    #[inline]
-    fn tell(&mut self, kind: EventKind, id: ConnId, now: Instant, by: u32) {
-        if self.events.is_on() {
-            let record = self.table.get(id);
-            let mut conn = self.view(id, record, now);
-            if kind == EventKind::Destroy && conn.start.is_some() {
-                conn.stop = Some(now.min(record.expires()).as_ns());
-            }
-            self.events.record(Event { kind, at: now, conn, by });
-        }
     }
 
     fn view(&self, id: ConnId, conn: &Conn, now: Instant) -> ConnView {

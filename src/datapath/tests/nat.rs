@@ -219,6 +219,7 @@ fn clients_are_lent_blocks_of_ports_and_the_log_tells_of_each_once() {
     let mut router = router(
         "-A POSTROUTING -o wan0 -p udp -j SNAT --to-source 10.2.0.9:1024-1279 --port-block-size 64 --port-blocks 2\n",
     );
+    router.shard = Shard::new(Settings { max: 1024, ..Settings::default() }, [1, 2], &router.policy);
     let send = |router: &mut Bench, client: [u8; 4], port: u16| {
         let out = router.one(PortId::LAN, &udp(PortId::LAN, client, SERVER, (port, 53), 64, 10));
         let lines: Vec<String> = router.effects.logs.drain(..).map(|record| rules::log_line(&record, &[])).collect();
