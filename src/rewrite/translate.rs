@@ -163,7 +163,8 @@ fn manipulate(ip: &mut [u8], place: Place, end: End, to: Translation) -> bool {
     };
     let delta = Delta::default().of_addresses(family, old, to.addr);
     if let Some(l4_at) = place.l4_at {
-        let Some(l4) = ip.get_mut(l4_at..) else { return false };
+        // Beyond the packet's end there is none; those that are not changed do not miss it.
+        let l4 = ip.get_mut(l4_at..).unwrap_or_default();
         if !manipulate_transport(l4, place, end, to.port, delta) {
             return false;
         }
@@ -274,5 +275,29 @@ fn manipulate_gre(l4: &mut [u8], end: End, key: u16) -> bool {
             true
         }
         (End::Destination, _) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quoted_packet_without_its_transport_header_is_translated_where_there_is_nothing_to_change() {
+        const DCCP: u8 = 33;
+        // Destination options of 16 bytes, of which 4 are there.
+        let quoted = |next: u8| {
+            let mut ip = vec![0x60, 0, 0, 0, 0, 37, 60, 63];
+            ip.extend([0xfd; 32]);
+            ip.extend([next, 1, 1, 12]);
+            ip
+        };
+        let to = Translation { addr: Addr::from_v6(7), port: 9 };
+        for (next, done) in [(DCCP, true), (proto::TCP, false), (proto::UDP, false)] {
+            let mut ip = quoted(next);
+            let place = place_of_quoted(&ip, Family::V6).expect("a header");
+            assert_eq!(manipulate(&mut ip, place, End::Source, to), done, "{next}");
+            assert_eq!(Addr::read_v6(&ip, ipv6::SRC_AT) == to.addr, done, "{next}");
+        }
     }
 }
