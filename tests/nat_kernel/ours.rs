@@ -85,6 +85,7 @@ impl Ours {
         let place = if v6 { &mut self.policy.v6 } else { &mut self.policy.v4 };
         *place = vector;
         self.policy.generation += 1;
+        self.shard.follow(&self.policy, &self.routing);
     }
 
     pub(crate) fn send(&mut self, port: PortId, frame: &[u8], chosen: Option<&Entry>, now: Instant) -> Fate {
@@ -111,6 +112,14 @@ impl Ours {
         }
         assert_eq!(self.pool.len(), FRAMES, "a frame was lost or waits for a neighbour");
         fate
+    }
+
+    /// Whether the source of a connection was given its port before, by another connection.
+    pub(crate) fn has_mapping(&self, new: &Entry, now: Instant) -> bool {
+        let source = |entry: &Entry| (entry.proto, entry.original.src, entry.original.sport);
+        let given = |entry: &Entry| (entry.reply.dst, ports_of(entry)[0]);
+        let same = |old: &Entry| source(old) == source(new) && given(old) == given(new);
+        self.entries(now).iter().any(same)
     }
 
     /// What iptables-save would tell of a table, with counters.
