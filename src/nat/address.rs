@@ -65,7 +65,7 @@ pub(super) fn choose(tuple: &mut Tuple, zone: u16, manip: Manip, (first, last): 
     for at in 0..count {
         let low = if beyond_first { 0 } else { first[at].swap_bytes() };
         let size = if beyond_first { u32::MAX } else { last[at].swap_bytes().wrapping_sub(low).wrapping_add(1) };
-        let offset = (u64::from(hash) * u64::from(size) >> 32) as u32;
+        let offset = ((u64::from(hash) * u64::from(size)) >> 32) as u32;
         chosen[at] = low.wrapping_add(offset).swap_bytes();
         beyond_first |= chosen[at] != last[at];
         if !persistent {

@@ -9,6 +9,9 @@ use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, So
 
 use crate::step::{Entry, Side};
 
+/// The attribute of a zone.
+const ZONE: u16 = 18;
+
 /// Of the namespace that it was made in.
 pub(crate) struct Ctnetlink {
     socket: OwnedFd,
@@ -54,30 +57,31 @@ impl Ctnetlink {
     /// The kernel's connection with the tuples and zones of `like`. With zones of one direction a question by tuple may find
     /// another connection; then all are looked at.
     pub(crate) fn entry(&self, like: &Entry) -> Option<Entry> {
-        const GET: u8 = 1;
-        const ZONE: u16 = 18;
-        let family = if like.original.src.is_ipv4() { 2 } else { 10 };
         let (original, reply) = (&like.original, &like.reply);
-        let attributes = match (original.zone, reply.zone) {
-            (zone, other) if zone == other => {
-                let tuple = tuple_attribute(0x8001, like.proto, original, None);
-                [tuple, attribute(ZONE, &zone.to_be_bytes())].concat()
-            }
-            (0, zone) => tuple_attribute(0x8002, like.proto, reply, Some(zone)),
-            (zone, _) => tuple_attribute(0x8001, like.proto, original, Some(zone)),
+        let found = match (original.zone, reply.zone) {
+            (zone, other) if zone == other => self.find(like.proto, original, true),
+            (0, zone) => self.ask(reply, &tuple_attribute(0x8002, like.proto, reply, Some(zone))),
+            (_, _) => self.find(like.proto, original, false),
         };
         let is_it = |entry: &Entry| (&entry.original, &entry.reply) == (original, reply);
-        match read_entry(&self.request(GET, 0, family, &attributes)).filter(is_it) {
-            Some(entry) => Some(entry),
-            None => self.entries().into_iter().find(is_it),
-        }
+        found.filter(is_it).or_else(|| self.entries().into_iter().find(is_it))
     }
 
-    /// The connection that has this tuple, as its original one or as that of its replies.
-    pub(crate) fn find(&self, proto: u8, tuple: &Side) -> Option<Entry> {
+    /// The connection that has this tuple, as its original one or as that of its replies. Its zone is that of the one direction,
+    /// or with `both` of both.
+    pub(crate) fn find(&self, proto: u8, tuple: &Side, both: bool) -> Option<Entry> {
+        let zone = (!both && tuple.zone != 0).then_some(tuple.zone);
+        let mut attributes = tuple_attribute(0x8001, proto, tuple, zone);
+        if both {
+            attributes.extend(attribute(ZONE, &tuple.zone.to_be_bytes()));
+        }
+        self.ask(tuple, &attributes)
+    }
+
+    fn ask(&self, tuple: &Side, attributes: &[u8]) -> Option<Entry> {
         const GET: u8 = 1;
         let family = if tuple.src.is_ipv4() { 2 } else { 10 };
-        read_entry(&self.request(GET, 0, family, &tuple_attribute(0x8001, proto, tuple, None)))
+        read_entry(&self.request(GET, 0, family, attributes))
     }
 
     /// All the kernel's connections. Slow: it walks a table that all namespaces share.

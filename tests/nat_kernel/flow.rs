@@ -83,12 +83,15 @@ struct Far {
     dport: u16,
 }
 
+/// A packet that came out, and of which port.
+type Came = (PortId, Vec<u8>);
+
 /// See the module's head.
 pub(crate) struct Story<'a> {
     flows: &'a [Flow],
     far: Vec<Option<Far>>,
     /// By flow and direction, the last packet that came out.
-    came: Vec<[Option<(PortId, Vec<u8>)>; 2]>,
+    came: Vec<[Option<Came>; 2]>,
 }
 
 impl<'a> Story<'a> {

@@ -12,7 +12,7 @@ use crate::kernel::Out;
 use crate::place::{PORTS, routing};
 use crate::step::{Entry, Side};
 
-const FRAMES: usize = 4;
+const FRAMES: usize = 32;
 const FRAME_SIZE: usize = 4096;
 
 pub(crate) struct Ours {
@@ -88,18 +88,39 @@ impl Ours {
         self.shard.follow(&self.policy, &self.routing);
     }
 
+    /// No shortcuts and no foresight until it begins again.
+    pub(crate) fn go_the_long_way(&mut self) {
+        self.shard.turn_shortcuts_off();
+        self.shard.turn_foresight_off();
+    }
+
+    /// Several packets of one port at once: what came out of each port, in order.
+    pub(crate) fn send_all(&mut self, frames: &[(PortId, Vec<u8>)], now: Instant) -> Out {
+        for (port, frame) in frames {
+            let mut buffer = self.pool.take().expect("a free frame");
+            buffer.fill(frame);
+            self.batch.push(*port, buffer);
+        }
+        self.process(now).out
+    }
+
     pub(crate) fn send(&mut self, port: PortId, frame: &[u8], chosen: Option<&Entry>, now: Instant) -> Fate {
         self.shard.draw_ports(chosen.map(ports_of));
         let (answers, limited) = (self.shard.counters.replies, self.shard.counters.replies_limited);
         let mut buffer = self.pool.take().expect("a free frame");
         buffer.fill(frame);
         self.batch.push(port, buffer);
-        datapath::process(&mut self.shard, &self.policy, &self.routing, &mut self.batch, now, &mut self.effects);
-        let mut fate = Fate {
+        let fate = self.process(now);
+        Fate {
             answered: self.shard.counters.replies > answers,
             limited: self.shard.counters.replies_limited > limited,
-            ..Fate::default()
-        };
+            ..fate
+        }
+    }
+
+    fn process(&mut self, now: Instant) -> Fate {
+        datapath::process(&mut self.shard, &self.policy, &self.routing, &mut self.batch, now, &mut self.effects);
+        let mut fate = Fate::default();
         for port in PortId::ALL {
             for frame in self.effects.transmit[port.index()].drain(..) {
                 fate.out.push((port, frame.bytes().to_vec()));

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use crate::generate::Random;
 use crate::place::address;
+use crate::sequence::Zones;
 
 /// Protocols of rules: with ports, and what is written before the ports.
 const PORTED: [&str; 3] = ["tcp", "udp", "sctp"];
@@ -17,7 +18,7 @@ struct Writer<'a> {
 }
 
 /// The ruleset of one IP version. `tight`: many connections are to share few ports.
-pub(crate) fn ruleset(random: &mut Random, v6: bool, tight: bool) -> String {
+pub(crate) fn ruleset(random: &mut Random, v6: bool, tight: bool, zones: Zones) -> String {
     let mut writer = Writer { random, v6, nat: String::new() };
     match tight {
         true => writer.tight(),
@@ -39,7 +40,16 @@ pub(crate) fn ruleset(random: &mut Random, v6: bool, tight: bool) -> String {
     text += "COMMIT\n";
     // Every table is there each time, so that nothing is left of the rules before.
     text += "*raw\n:PREROUTING ACCEPT [0:0]\n";
-    if random.one_in(8) {
+    match zones {
+        Zones::None => {}
+        Zones::One => text += &format!("-A PREROUTING -j CT --zone {}\n", Zones::ONE),
+        Zones::Clients => {
+            for (client, zone) in Zones::of_client(v6) {
+                let _ = writeln!(text, "-A PREROUTING -s {client} -j CT --zone-orig {zone}");
+            }
+        }
+    }
+    if zones == Zones::None && random.one_in(6) {
         let rules = ["-p udp -m udp --dport 53", "-i wan -p tcp -m tcp --sport 81", "-p tcp -m tcp --dport 7001"];
         let _ = writeln!(text, "-A PREROUTING {} -j CT --notrack", random.pick(&rules));
     }

@@ -22,8 +22,38 @@ pub(crate) struct Sequence {
     pub(crate) rules: String,
     /// Rules that take the place of these before the step of this number: connections keep what they were given.
     pub(crate) later: Option<(usize, String)>,
+    pub(crate) zones: Zones,
     pub(crate) flows: Vec<Flow>,
     pub(crate) steps: Vec<Step>,
+}
+
+/// The conntrack zones that raw puts packets into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Zones {
+    None,
+    /// All are in this one.
+    One,
+    /// What two clients send is in a zone of each.
+    Clients,
+}
+
+impl Zones {
+    pub(crate) const ONE: u16 = 7;
+
+    /// The zone of a client's packets.
+    pub(crate) fn of_client(v6: bool) -> [(IpAddr, u16); 2] {
+        [(address(v6, 1, 2), 1), (address(v6, 1, 3), 2)]
+    }
+
+    /// The zone of packets from `src`.
+    pub(crate) fn of(self, src: IpAddr) -> u16 {
+        let client = Zones::of_client(src.is_ipv6()).into_iter().find(|(client, _)| *client == src);
+        match self {
+            Zones::None => 0,
+            Zones::One => Zones::ONE,
+            Zones::Clients => client.map_or(0, |(_, zone)| zone),
+        }
+    }
 }
 
 /// What the ends of a flow have in mind.
@@ -50,7 +80,8 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
     };
     // Many connections for few ports, which become free as connections end.
     let tight = random.one_in(6);
-    let rules = rules::ruleset(random, v6, tight);
+    let zones = random.pick(&[Zones::None, Zones::None, Zones::None, Zones::None, Zones::One, Zones::Clients]);
+    let rules = rules::ruleset(random, v6, tight, zones);
     let one = random.pick(&[None, None, Some(6u8), Some(6), Some(17)]);
     let mut flows = Vec::new();
     let mut talks = Vec::new();
@@ -81,8 +112,8 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
         }
     }
     let later =
-        random.one_in(6).then(|| (random.below(steps.len() as u64) as usize, rules::ruleset(random, v6, tight)));
-    Sequence { settings, v6, rules, later, flows, steps }
+        random.one_in(6).then(|| (random.below(steps.len() as u64) as usize, rules::ruleset(random, v6, tight, zones)));
+    Sequence { settings, v6, rules, later, zones, flows, steps }
 }
 
 fn flow(random: &mut Random, v6: bool, proto: u8) -> (Flow, Talk) {
