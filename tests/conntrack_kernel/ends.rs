@@ -115,13 +115,16 @@ pub(crate) fn fence(from: &OwnedFd, from_client: bool) {
     }
 }
 
-/// The sysctls of a namespace's conntrack, with what they are set to. `max` is the whole machine's.
+/// The sysctls of a namespace's conntrack, with what they are set to. `max` and `expect_max` are the whole
+/// machine's.
 fn sysctls(settings: &Settings) -> Vec<(String, u64)> {
     let json = serde_json::to_value(settings).expect("settings are a map");
     let number =
         |value: &serde_json::Value| value.as_u64().unwrap_or_else(|| value.as_bool().expect("a switch").into());
     let all = json.as_object().expect("settings are a map").iter();
-    all.filter(|(name, _)| *name != "max").map(|(name, value)| (name.clone(), number(value))).collect()
+    all.filter(|(name, _)| !matches!(name.as_str(), "max" | "expect_max"))
+        .map(|(name, value)| (name.clone(), number(value)))
+        .collect()
 }
 
 /// The sysctls of conntrack in a namespace, open for writing, with what was written last.
