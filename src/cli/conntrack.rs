@@ -150,15 +150,16 @@ pub(super) struct ConntrackArgs {
     /// Zone of the reply direction alone
     #[arg(long, value_name = "ZONE")]
     reply_zone: Option<u16>,
-    /// Only those whose source is translated
-    #[arg(short = 'n', long)]
-    src_nat: bool,
+    /// Only those whose source is translated, to this address if one is given
+    #[arg(short = 'n', long, value_name = "ADDR[:PORT]", num_args = 0..=1, default_missing_value = "")]
+    src_nat: Option<filter::Nat>,
     /// Only those whose destination is translated
-    #[arg(short = 'g', long)]
-    dst_nat: bool,
-    /// Only those that are translated
-    #[arg(short = 'j', long)]
-    any_nat: bool,
+    #[arg(short = 'g', long, value_name = "ADDR[:PORT]", num_args = 0..=1, default_missing_value = "")]
+    dst_nat: Option<filter::Nat>,
+    /// Only those of which either is translated
+    #[arg(short = 'j', long, value_name = "ADDR[:PORT]", num_args = 0..=1, default_missing_value = "",
+          conflicts_with_all = ["src_nat", "dst_nat"])]
+    any_nat: Option<filter::Nat>,
     /// Seconds left, exactly (with -L and -D)
     #[arg(short, long, value_name = "SECONDS")]
     timeout: Option<u32>,

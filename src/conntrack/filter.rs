@@ -6,7 +6,7 @@
 
 use core::fmt;
 use core::str::FromStr;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -152,6 +152,52 @@ impl TupleFilter {
     }
 }
 
+/// What a translated end must have become; nothing said, whatever it became.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatFilter {
+    /// The address, which must be another than before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addr: Option<IpAddr>,
+    /// The port, which must be another than before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+impl NatFilter {
+    fn admits(&self, before: (IpAddr, u16), after: (IpAddr, u16)) -> bool {
+        self.addr.is_none_or(|addr| addr == after.0 && addr != before.0)
+            && self.port.is_none_or(|port| port == after.1 && port != before.1)
+    }
+
+    /// Whether the source is translated, to this.
+    fn admits_source(&self, conn: &ConnView) -> bool {
+        let (original, reply) = (&conn.original, &conn.reply);
+        conn.has(CtStatus::SRC_NAT) && self.admits((original.src, original.sport), (reply.dst, reply.dport))
+    }
+
+    /// Whether the destination is translated, to this.
+    fn admits_destination(&self, conn: &ConnView) -> bool {
+        let (original, reply) = (&conn.original, &conn.reply);
+        conn.has(CtStatus::DST_NAT) && self.admits((original.dst, original.dport), (reply.src, reply.sport))
+    }
+}
+
+/// `ADDR`, or `ADDR:PORT` (`[ADDR]:PORT`).
+impl FromStr for NatFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NatFilter, String> {
+        if let Ok(addr) = text.parse() {
+            return Ok(NatFilter { addr: Some(addr), port: None });
+        }
+        let both: Result<SocketAddr, _> = text.parse();
+        both.map(|it| NatFilter { addr: Some(it.ip()), port: Some(it.port()) }).map_err(|_| {
+            "allowed: an address such as 192.0.2.1 or fd00::1, or with a port 192.0.2.1:80 or [fd00::1]:80".to_owned()
+        })
+    }
+}
+
 /// A number of which only some bits count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Masked<T> {
@@ -184,6 +230,15 @@ pub struct ConnFilter {
     /// Source or destination translated: any of these status bits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub any_status: Option<u16>,
+    /// Source translated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub src_nat: Option<NatFilter>,
+    /// Destination translated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dst_nat: Option<NatFilter>,
+    /// Either translated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub any_nat: Option<NatFilter>,
     /// Connection mark.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mark: Option<Masked<u32>>,
@@ -217,6 +272,9 @@ impl ConnFilter {
             && self.state.is_none_or(|state| conn.state == Some(state))
             && self.status.is_none_or(|status| conn.status & status.mask == status.value)
             && self.any_status.is_none_or(|any| CtStatus(conn.status).any(CtStatus(any)))
+            && self.src_nat.is_none_or(|to| to.admits_source(conn))
+            && self.dst_nat.is_none_or(|to| to.admits_destination(conn))
+            && self.any_nat.is_none_or(|to| to.admits_source(conn) || to.admits_destination(conn))
             && self.mark.is_none_or(|mark| conn.mark & mark.mask == mark.value)
             && self.zone.is_none_or(|zone| original == zone && reply == zone)
             && alone(self.orig_zone, original)
@@ -246,6 +304,64 @@ mod tests {
             ["", "10", "10.0.0.0/33", "10.0.0.0/", "::/129", "host", "10.0.0.0/-1", "10.0.0.0/+8", "::/255.0.0.0"]
         {
             assert!(wrong.parse::<Network>().is_err(), "{wrong}");
+        }
+    }
+
+    /// As conntrack 1.4.7 finds them; only that it does not read the address of `--src-nat=ADDR`.
+    #[test]
+    fn translated_ends_are_told_apart() {
+        let ip = |host: u8| IpAddr::from([10, 0, 0, host]);
+        let tuple = |src: (u8, u16), dst: (u8, u16)| TupleView {
+            src: ip(src.0),
+            dst: ip(dst.0),
+            sport: src.1,
+            dport: dst.1,
+            zone: 0,
+        };
+        let conn = |bits: CtStatus, server: (u8, u16), client: (u8, u16)| ConnView {
+            family: 2,
+            proto: proto::UDP,
+            timeout: 29,
+            state: None,
+            gre_timeouts: None,
+            original: tuple((1, 10), (2, 20)),
+            reply: tuple(server, client),
+            counters: None,
+            status: bits.0,
+            mark: 0,
+            start: None,
+            stop: None,
+            id: 1,
+            helper: None,
+        };
+        let (source, destination) = (CtStatus::SRC_NAT, CtStatus::DST_NAT);
+        let all = [
+            conn(source, (2, 20), (3, 30)),
+            conn(destination, (4, 21), (1, 10)),
+            conn(CtStatus(0), (2, 20), (1, 10)),
+            conn(source.with(destination), (5, 20), (3, 31)),
+            conn(source, (2, 20), (1, 77)),
+        ];
+        let found = |letter: &str, what: &str| -> String {
+            let to = Some(if what.is_empty() { NatFilter::default() } else { what.parse().expect(what) });
+            let none = ConnFilter::default();
+            let filter = match letter {
+                "n" => ConnFilter { src_nat: to, ..none },
+                "g" => ConnFilter { dst_nat: to, ..none },
+                "ng" => ConnFilter { src_nat: to, dst_nat: Some(NatFilter::default()), ..none },
+                _ => ConnFilter { any_nat: to, ..none },
+            };
+            (1..).zip(&all).filter(|(_, conn)| filter.admits(conn)).map(|(n, _): (u32, _)| n.to_string()).collect()
+        };
+        assert_eq!((found("n", ""), found("g", "")), ("145".into(), "24".into()));
+        assert_eq!((found("j", ""), found("ng", "")), ("1245".into(), "4".into()));
+        assert_eq!((found("n", "10.0.0.3"), found("n", "10.0.0.3:30")), ("14".into(), "1".into()));
+        assert_eq!((found("n", "10.0.0.3:99"), found("g", "10.0.0.3")), (String::new(), String::new()));
+        assert_eq!((found("j", "10.0.0.3"), found("j", "10.0.0.4:21")), ("14".into(), "2".into()));
+        assert_eq!((found("n", "10.0.0.1"), found("n", "10.0.0.1:77")), (String::new(), String::new()), "the same");
+        assert_eq!("[fd00::1]:80".parse::<NatFilter>().map(|it| it.port), Ok(Some(80)));
+        for wrong in ["", "x", ":30", "10.0.0.0/8", "10.0.0.1:", "fd00::1:80:"] {
+            assert!(wrong.parse::<NatFilter>().is_err(), "{wrong}");
         }
     }
 

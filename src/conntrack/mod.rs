@@ -40,7 +40,7 @@ pub use conn::{Conn, ConnId};
 pub use event::{Event, EventKind, EventMask};
 pub use expect::{Expectation, Expectations, Follow, MasterId, SourceMask, Unexpected};
 pub use expected::{ExpectTuple, ExpectView};
-pub use filter::{ConnFilter, Masked, Network, TupleFilter};
+pub use filter::{ConnFilter, Masked, NatFilter, Network, TupleFilter};
 pub use helper::{Helper, Policy, REFUSED as REFUSED_HELPERS};
 pub use list::{ConnView, Counter, StateView, TupleView, protocol_name};
 pub use seqadj::SeqAdjust;

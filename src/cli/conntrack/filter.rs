@@ -2,9 +2,10 @@
 //! tuple that all of them make.
 
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use super::{ConntrackArgs, FamilyName};
-use crate::conntrack::{ConnFilter, CtStatus, Masked, Network, StateView, TupleFilter};
+use crate::conntrack::{ConnFilter, CtStatus, Masked, NatFilter, Network, StateView, TupleFilter};
 use crate::control::api::Request;
 use crate::control::startup::Failure;
 use crate::wire::{Family, proto};
@@ -13,6 +14,18 @@ use crate::wire::{Family, proto};
 pub(super) type Status = Masked<u16>;
 /// Bits of the connection mark.
 pub(super) type Mark = Masked<u32>;
+
+/// What a translated end became; an empty text says nothing of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Nat(pub(super) NatFilter);
+
+impl FromStr for Nat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Nat, String> {
+        if text.is_empty() { Ok(Nat(NatFilter::default())) } else { text.parse().map(Nat) }
+    }
+}
 
 /// A protocol by conntrack's name for it, or by number.
 pub(super) fn protocol(text: &str) -> Result<u8, String> {
@@ -131,7 +144,9 @@ fn check_protocol(args: &ConntrackArgs) -> Result<(), Failure> {
 fn family(args: &ConntrackArgs) -> Result<Option<u8>, Failure> {
     let version = |network: Network| if network.family() == Family::V4 { 4 } else { 6 };
     let given = args.family.map(|family| if family == FamilyName::Ipv4 { 4 } else { 6 });
-    let addresses = [args.src, args.dst, args.reply_src, args.reply_dst].into_iter().flatten().map(version);
+    let translated = [args.src_nat, args.dst_nat, args.any_nat].into_iter().flatten().filter_map(|Nat(to)| to.addr);
+    let addresses = [args.src, args.dst, args.reply_src, args.reply_dst].into_iter().flatten();
+    let addresses = addresses.chain(translated.map(Network::host)).map(version);
     let mut all = given.into_iter().chain(addresses);
     let first = all.next();
     match all.all(|version| Some(version) == first) {
@@ -155,13 +170,6 @@ pub(super) fn is_given(args: &ConntrackArgs) -> bool {
 /// The filter.
 pub(super) fn of(args: &ConntrackArgs) -> Result<ConnFilter, Failure> {
     check_protocol(args)?;
-    let any_nat = match (args.src_nat, args.dst_nat) {
-        _ if args.any_nat => CtStatus::SRC_NAT.with(CtStatus::DST_NAT),
-        (true, true) => CtStatus::SRC_NAT.with(CtStatus::DST_NAT),
-        (true, false) => CtStatus::SRC_NAT,
-        (false, true) => CtStatus::DST_NAT,
-        (false, false) => CtStatus(0),
-    };
     Ok(ConnFilter {
         family: family(args)?,
         proto: args.proto,
@@ -183,7 +191,10 @@ pub(super) fn of(args: &ConntrackArgs) -> Result<ConnFilter, Failure> {
         },
         state: args.state.as_deref().map(|name| state(args.proto, name)).transpose()?,
         status: args.status,
-        any_status: (any_nat != CtStatus(0)).then_some(any_nat.0),
+        any_status: None,
+        src_nat: args.src_nat.map(|Nat(to)| to),
+        dst_nat: args.dst_nat.map(|Nat(to)| to),
+        any_nat: args.any_nat.map(|Nat(to)| to),
         mark: args.mark,
         zone: args.zone,
         orig_zone: args.orig_zone,
