@@ -29,13 +29,8 @@ impl Path<'_> {
         nat::bind(conntrack, Manip::Source, &source, &mut |low| dice.draw_port(Manip::Source, low), self.now);
         let ports = Some(NatPorts { low: port, high: port, base: None });
         let destination = NatRange { addresses: Some((destination, destination)), ports, ..NatRange::default() };
-        nat::bind(
-            conntrack,
-            Manip::Destination,
-            &destination,
-            &mut |low| dice.draw_port(Manip::Destination, low),
-            self.now,
-        );
+        let random = &mut |low| dice.draw_port(Manip::Destination, low);
+        nat::bind(conntrack, Manip::Destination, &destination, random, self.now);
         passage.tracked.status = conntrack.conn(ConnRef::Prepared).map_or(CtStatus::default(), |conn| conn.status());
     }
 

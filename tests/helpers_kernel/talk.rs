@@ -48,11 +48,9 @@ pub(crate) struct End {
 pub(crate) struct Read {
     pub(crate) src: IpAddr,
     pub(crate) dst: IpAddr,
-    pub(crate) proto: u8,
     pub(crate) sport: u16,
     pub(crate) dport: u16,
     pub(crate) seq: u32,
-    pub(crate) ack: u32,
     pub(crate) flags: u8,
     pub(crate) payload: Vec<u8>,
 }
@@ -74,11 +72,9 @@ pub(crate) fn read(packet: &[u8]) -> Read {
     Read {
         src,
         dst,
-        proto,
         sport: word(0),
         dport: word(2),
         seq: if tcp { long(4) } else { 0 },
-        ack: if tcp { long(8) } else { 0 },
         flags: if tcp { l4[13] } else { 0 },
         payload: l4[header..].to_vec(),
     }

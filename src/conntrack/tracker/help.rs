@@ -111,6 +111,7 @@ impl Conntrack {
 
     pub(super) fn extra(&self, conn: ConnRef) -> Option<&Extra> {
         let number = match conn {
+            // What a packet has ended has lost what was beside it.
             ConnRef::None | ConnRef::Ended => None,
             ConnRef::Prepared => self.prepared_extra,
             ConnRef::Confirmed(id) if self.table.get(id).status.any(Extra::STATUS) => self.extras.of(id),

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 mod event;
 mod flood;
+mod help;
 mod model;
 mod tcp;
 mod template;
