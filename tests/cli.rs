@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use daemon::Daemon;
-use xrouter::conntrack::{Conntrack, Settings, Template, Tuple};
+use xrouter::conntrack::{Conntrack, Helper, Settings, Template, Tuple};
 use xrouter::device::PortId;
 use xrouter::packet::Packet;
 use xrouter::time::Instant;
@@ -179,6 +179,42 @@ fn daemon(name: &str, count: u16) -> Daemon {
     Daemon::start(name, table, now)
 }
 
+/// One TFTP request on its way: what it expects is shown, counted and forgotten.
+#[test]
+fn expectations_are_listed_counted_and_forgotten() {
+    let mut table = Conntrack::new(Settings { max: 1000, ..Settings::default() }, [1, 2]);
+    let now = Instant::from_secs(1000);
+    let request = testing::udp(5000, 69, b"\0\x01file\0octet\0");
+    let mut frame =
+        testing::frame(testing::ANY_HOP, &testing::ip([10, 0, 0, 1].into(), [1, 1, 1, 1].into(), 17, &request));
+    let mut packet = Packet::parse(&frame, PortId::LAN, true).expect("a sound packet");
+    let template = Template { helper: Helper::from_name("tftp"), ..Template::DEFAULT };
+    let tracked = table.track(&packet, &frame, table.hash(&Tuple::of(&packet)), template, now).expect("room");
+    table.help(&tracked, &mut packet, &mut frame, &mut || 0, now).expect("understood");
+    table.confirm(&tracked, now).expect("room");
+    let daemon = Daemon::start("expect", table, now);
+    let conntrack = |args: &[&str]| xrouter(&[&["conntrack", "--control", &daemon.path], args].concat());
+    let tool = format!("xrouter v{}: ", env!("CARGO_PKG_VERSION"));
+    let line = "300 proto=17 src=1.1.1.1 dst=10.0.0.1 sport=0 dport=5000 mask-src=255.255.255.255 mask-dst=255.255.255.255 \
+                sport=0 dport=65535 master-src=10.0.0.1 master-dst=1.1.1.1 sport=5000 dport=69 class=0 helper=tftp\n";
+    assert_eq!(conntrack(&["-L", "expect"]), (0, line.into(), format!("{tool}1 expectations have been shown.\n")));
+    assert_eq!(
+        conntrack(&["-L", "exp", "-f", "ipv6"]),
+        (0, String::new(), format!("{tool}0 expectations have been shown.\n"))
+    );
+    let (code, json, _) = conntrack(&["-L", "expect", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((code, &json["helper"], &json["tuple"]["dport"]), (0, &"tftp".into(), &5000.into()));
+    assert!(conntrack(&["-L"]).1.ends_with(" mark=0 helper=tftp use=1\n"));
+    assert_eq!(conntrack(&["-C", "expect"]), (0, "1\n".into(), String::new()));
+    assert_eq!(conntrack(&["-S", "expect"]).1, "cpu=0   \texpect_new=0 expect_create=1 expect_delete=0 \n");
+    assert_eq!(
+        conntrack(&["-F", "expect"]),
+        (0, String::new(), format!("{tool}expectation table has been emptied.\n"))
+    );
+    assert_eq!(conntrack(&["-C", "expect"]).1, "0\n");
+}
+
 #[test]
 fn stats_are_shown_for_people_and_for_programs() {
     let daemon = daemon("stats", 0);
@@ -335,7 +371,9 @@ fn what_conntrack_cannot_do_here_says_why() {
         (&["-I"][..], "made and changed by packets and rules only"),
         (&["-U", "-p", "tcp"], "made and changed by packets and rules only"),
         (&["-L", "-z"], "cannot be set back"),
-        (&["-L", "expect"], "no helpers yet"),
+        (&["-D", "expect"], "can be listed"),
+        (&["-L", "exp", "-p", "tcp"], "no filter but --family"),
+        (&["-L", "expect", "-o", "xml"], "-o json"),
         (&["-L", "dying"], "there is no other"),
         (&["-L", "foo"], "unknown table `foo`"),
         (&["-L", "-D"], "cannot be used with"),

@@ -18,6 +18,7 @@ use crate::control::api::{Client, Reply, Request};
 use crate::control::startup::Failure;
 use crate::control::stats::StatsReport;
 
+mod expect;
 mod filter;
 mod print;
 
@@ -71,7 +72,7 @@ pub(super) struct ConntrackArgs {
     load_file: bool,
     #[arg(short = 'z', long, hide = true)]
     zero: bool,
-    /// The table: conntrack, the only one there is
+    /// The table: conntrack, or expect (with -L, -F, -C, -S): what helpers expect
     #[arg(value_name = "TABLE")]
     table: Option<String>,
 
@@ -199,6 +200,9 @@ enum Form {
 
 pub(super) fn run(args: &ConntrackArgs) -> Result<(), Failure> {
     refuse(args)?;
+    if is_expect(args) {
+        return expect::run(args);
+    }
     match args {
         ConntrackArgs { list: true, .. } => list(args, false),
         ConntrackArgs { delete: true, .. } => list(args, true),
@@ -207,6 +211,11 @@ pub(super) fn run(args: &ConntrackArgs) -> Result<(), Failure> {
         ConntrackArgs { event: true, .. } => events(args),
         _ => counters(args),
     }
+}
+
+/// conntrack(8) takes the beginning of the table's name, too.
+fn is_expect(args: &ConntrackArgs) -> bool {
+    args.table.as_deref().is_some_and(|table| !table.is_empty() && "expect".starts_with(table))
 }
 
 /// What conntrack(8) can do and this cannot, and what makes no sense together.
@@ -224,13 +233,11 @@ fn refuse(args: &ConntrackArgs) -> Result<(), Failure> {
     }
     match args.table.as_deref() {
         None | Some("conntrack") => {}
-        Some("expect") => {
-            return no("table expect: nothing expects connections here, there are no helpers yet".to_owned());
-        }
+        Some(_) if is_expect(args) => return expect::refuse(args),
         Some(table @ ("dying" | "unconfirmed")) => {
             return no(format!("table {table}: a connection is in the table `conntrack` or gone; there is no other"));
         }
-        Some(other) => return no(format!("unknown table `{other}`; allowed: conntrack")),
+        Some(other) => return no(format!("unknown table `{other}`; allowed: conntrack, expect")),
     }
     let letter = match args {
         ConntrackArgs { flush: true, .. } => "-F",

@@ -33,7 +33,7 @@ impl From<TupleView> for ExpectTuple {
 }
 
 /// See the module's head.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ExpectView {
     /// 2 for IPv4, 10 for IPv6 (`AF_INET`, `AF_INET6`).
     pub family: u8,
@@ -52,7 +52,7 @@ pub struct ExpectView {
     /// The helper's class.
     pub class: u8,
     /// The helper of the connection it was read on.
-    pub helper: String,
+    pub helper: Helper,
 }
 
 impl ExpectView {
@@ -69,7 +69,7 @@ impl ExpectView {
             master: TupleView::from(*master).into(),
             flags: one.flags,
             class: one.class,
-            helper: helper.name().to_owned(),
+            helper,
         }
     }
 }
@@ -97,7 +97,7 @@ impl fmt::Display for ExpectView {
         if self.flags & Expectation::INACTIVE != 0 {
             write!(f, "INACTIVE ")?;
         }
-        write!(f, "class={} helper={}", self.class, self.helper)
+        write!(f, "class={} helper={}", self.class, self.helper.name())
     }
 }
 

@@ -25,7 +25,7 @@ pub struct ConnJson {
     status: u16,
     mark: u32,
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    helper: Option<String>,
+    helper: Option<Helper>,
     /// The zone of both directions; where they differ, each tuple has its own.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     zone: Option<u16>,
@@ -138,7 +138,7 @@ impl From<ConnView> for ConnJson {
             assured: view.has(CtStatus::ASSURED),
             status: view.status,
             mark: view.mark,
-            helper: view.helper.map(|helper| helper.name().to_owned()),
+            helper: view.helper,
             zone,
             gre_timeouts: view.gre_timeouts,
             start: view.start,
@@ -165,7 +165,7 @@ impl From<ConnJson> for ConnView {
             counters: counters.map(|(original, reply)| [original, reply]),
             status: json.status,
             mark: json.mark,
-            helper: json.helper.as_deref().and_then(Helper::from_name),
+            helper: json.helper,
             start: json.start,
             stop: json.stop,
             id: json.id,

@@ -31,10 +31,10 @@ use super::reload::{Refused, ReloadReport, Wish};
 use super::startup::Failure;
 use super::stats::StatsReport;
 use super::trace::{self, TraceNews, TraceReport, TraceStep, TraceWish};
-use crate::conntrack::{ConnFilter, ConnView, EventKind, EventMask, Tuple};
+use crate::conntrack::{ConnFilter, ConnView, EventKind, EventMask, ExpectView, Tuple};
 use crate::rules::SetSummary;
 use crate::wire::Family;
-use crate::worker::Walk;
+use crate::worker::{Expecting, Walk};
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -76,6 +76,13 @@ pub trait Backend {
 
     /// Has a worker go on with a walk through its connections; the times in it are since 1970 when it comes back.
     fn walk(&self, worker: usize, walk: Box<Walk>) -> impl Future<Output = Result<Box<Walk>, BackendError>>;
+
+    /// Has a worker go on with a walk through what its connections expect.
+    fn expecting(
+        &self,
+        worker: usize,
+        walk: Box<Expecting>,
+    ) -> impl Future<Output = Result<Box<Expecting>, BackendError>>;
 
     /// The connection that has this tuple, in either direction.
     fn get(&self, tuple: &Tuple) -> impl Future<Output = Result<Option<ConnView>, BackendError>>;
@@ -197,6 +204,12 @@ pub enum Request {
         #[serde(default)]
         quiet: bool,
     },
+    /// What connections expect (the table `expect` of conntrack(8)).
+    Expect {
+        /// End all of it, and list nothing.
+        #[serde(default)]
+        flush: bool,
+    },
     /// What becomes of connections, from now on until the client goes.
     Events {
         /// Which connections.
@@ -240,6 +253,8 @@ pub enum Reply {
     Saved(String),
     /// A connection.
     Conn(ConnView),
+    /// A connection that is expected.
+    Expected(ExpectView),
     /// There is no such connection.
     None {},
     /// What happened to a connection.
@@ -412,6 +427,7 @@ async fn answer<B: Backend>(write: &mut Writer, request: Request, pid: u32, back
         Request::Sets { save: false } => backend.sets().await.map(Reply::Sets),
         Request::Sets { save: true } => backend.sets_text().await.map(Reply::Saved),
         Request::Conntrack { filter } => return listing(write, &filter, None, false, backend).await,
+        Request::Expect { flush } => return expectations(write, flush, backend).await,
         Request::Delete { filter, quiet } => return listing(write, &filter, Some(pid), quiet, backend).await,
         Request::Get { family, proto, src, dst, sport, dport, zone } => {
             let family = if family == 4 { Family::V4 } else { Family::V6 };
@@ -467,6 +483,31 @@ async fn listing<B: Backend>(
             lines.clear();
             for conn in walk.entries.iter().filter(|_| !quiet) {
                 serde_json::to_writer(&mut lines, &Reply::Conn(*conn))?;
+                lines.push(b'\n');
+            }
+            write_all(write, &lines).await?;
+        }
+    }
+    send(write, &Reply::End { count }).await
+}
+
+/// What is expected, piece by piece; or the end of all of it.
+async fn expectations<B: Backend>(write: &mut Writer, flush: bool, backend: &B) -> io::Result<()> {
+    let mut count = 0;
+    let mut walk = Box::new(Expecting { clear: flush, cursor: None, entries: Vec::with_capacity(PIECE) });
+    let mut lines = Vec::new();
+    for worker in 0..backend.workers() {
+        (walk.clear, walk.cursor) = (flush, Some(0));
+        while walk.cursor.is_some() {
+            walk.entries.clear();
+            walk = match backend.expecting(worker, walk).await {
+                Ok(walk) => walk,
+                Err(error) => return send(write, &Reply::Error(error.0)).await,
+            };
+            count += walk.entries.len() as u64;
+            lines.clear();
+            for view in &walk.entries {
+                serde_json::to_writer(&mut lines, &Reply::Expected(*view))?;
                 lines.push(b'\n');
             }
             write_all(write, &lines).await?;

@@ -32,7 +32,7 @@ use crate::device::PortId;
 use crate::rules::{self, Registry, RuleCounters, Ruleset, SetSummary};
 use crate::snapshot::{Policy, Routing};
 use crate::wire::Family;
-use crate::worker::{EVENT_RING, Line, QueueStats, Reply, Request, TableCounts, Walk, WorkerStats, since};
+use crate::worker::{EVENT_RING, Expecting, Line, QueueStats, Reply, Request, TableCounts, Walk, WorkerStats, since};
 use crate::xdp::Steering;
 
 /// How long a worker may take to answer.
@@ -365,6 +365,13 @@ impl Backend for Workers {
         }
     }
 
+    async fn expecting(&self, worker: usize, walk: Box<Expecting>) -> Result<Box<Expecting>, BackendError> {
+        match self.ask(worker, Request::Expecting(walk)).await? {
+            Reply::Expecting(walk) => Ok(walk),
+            _ => Err(another(worker)),
+        }
+    }
+
     async fn get(&self, tuple: &Tuple) -> Result<Option<ConnView>, BackendError> {
         for worker in 0..self.lines.len() {
             match self.ask(worker, Request::Get(*tuple)).await? {
@@ -612,6 +619,10 @@ fn worker_report(stats: &WorkerStats, core: u32, routing: &Routing) -> WorkerRep
             chaintoolong: conntrack.chaintoolong,
             expired: conntrack.expired,
             events_lost: stats.events_lost,
+            expected: stats.expected as u64,
+            expect_new: conntrack.expect_new,
+            expect_create: conntrack.expect_create,
+            expect_delete: conntrack.expect_delete,
         },
         bursts: stats.busy_bursts,
         idle_polls: stats.bursts - stats.busy_bursts,

@@ -256,6 +256,18 @@ pub struct ConntrackReport {
     /// Connection events that nobody took in time, while somebody listened.
     #[serde(default)]
     pub events_lost: u64,
+    /// Connections that are expected now.
+    #[serde(default)]
+    pub expected: u64,
+    /// Connections that were expected.
+    #[serde(default)]
+    pub expect_new: u64,
+    /// Expectations made.
+    #[serde(default)]
+    pub expect_create: u64,
+    /// Expectations that have ended.
+    #[serde(default)]
+    pub expect_delete: u64,
 }
 
 impl ConntrackReport {
@@ -275,8 +287,13 @@ impl ConntrackReport {
         ]
     }
 
+    /// The counters of `conntrack -S expect`, in its order.
+    pub fn of_expect(&self) -> [(&'static str, u64); 3] {
+        [("expect_new", self.expect_new), ("expect_create", self.expect_create), ("expect_delete", self.expect_delete)]
+    }
+
     /// Every counter with its name.
-    pub fn counters(&self) -> [(&'static str, u64); 11] {
+    pub fn counters(&self) -> [(&'static str, u64); 14] {
         [
             ("found", self.found),
             ("invalid", self.invalid),
@@ -289,6 +306,9 @@ impl ConntrackReport {
             ("chaintoolong", self.chaintoolong),
             ("expired", self.expired),
             ("events_lost", self.events_lost),
+            ("expect_new", self.expect_new),
+            ("expect_create", self.expect_create),
+            ("expect_delete", self.expect_delete),
         ]
     }
 
@@ -307,6 +327,10 @@ impl ConntrackReport {
         self.chaintoolong += other.chaintoolong;
         self.expired += other.expired;
         self.events_lost += other.events_lost;
+        self.expected += other.expected;
+        self.expect_new += other.expect_new;
+        self.expect_create += other.expect_create;
+        self.expect_delete += other.expect_delete;
     }
 }
 

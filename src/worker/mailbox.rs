@@ -16,7 +16,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use rtrb::{Consumer, Producer, RingBuffer};
 use tokio::sync::mpsc;
 
-use crate::conntrack::{ConnCopy, ConnFilter, ConnView, Event, Settings, Statistics, Tuple};
+use crate::conntrack::{ConnCopy, ConnFilter, ConnView, Event, ExpectView, Settings, Statistics, Tuple};
 use crate::datapath::{Counters, Effects, Ledger, Resolve, Shard, Witness};
 use crate::device::{PortId, QueueStatistics};
 use crate::rules::{LogRecord, NflogRecord, RuleCounters};
@@ -81,6 +81,35 @@ impl Walk {
     }
 }
 
+/// A walk through what a worker's connections expect. It goes to the worker and comes back with what was found.
+#[derive(Debug)]
+pub struct Expecting {
+    /// All of it ends, and nothing is listed.
+    pub clear: bool,
+    /// Where it goes on; 0 at first. `None` after the last.
+    pub cursor: Option<usize>,
+    /// Those found, as many as there is room for; then it comes back early.
+    pub entries: Vec<ExpectView>,
+}
+
+impl Expecting {
+    /// Goes on for one burst. True when it is to go back.
+    fn step(&mut self, shard: &mut Shard, now: Instant) -> bool {
+        if std::mem::take(&mut self.clear) {
+            shard.conntrack.forget_expected();
+            self.cursor = None;
+        }
+        let Some(cursor) = self.cursor else { return true };
+        let slice = SLICE.min(self.entries.capacity() - self.entries.len());
+        if slice == 0 {
+            return true;
+        }
+        let Expecting { entries, .. } = self;
+        self.cursor = shard.conntrack.list_expected(cursor, slice, now, &mut |view| entries.push(*view));
+        self.cursor.is_none() || self.entries.len() == self.entries.capacity()
+    }
+}
+
 /// Connections to delete, one by one. It goes to the worker and comes back when all are looked for.
 #[derive(Debug)]
 pub struct Ending {
@@ -121,6 +150,8 @@ pub enum Request {
     TableCounts,
     /// A part of the connection table. With room for no entry or no budget it comes back as it is.
     Walk(Box<Walk>),
+    /// A part of what is expected. With room for none it comes back as it is.
+    Expecting(Box<Expecting>),
     /// One connection, by a tuple of it.
     Get(Tuple),
     /// All that is known of one connection, by a tuple of it.
@@ -148,6 +179,8 @@ pub enum Reply {
     TableCounts(TableCounts),
     /// To [`Request::Walk`].
     Walk(Box<Walk>),
+    /// To [`Request::Expecting`].
+    Expecting(Box<Expecting>),
     /// To [`Request::Get`].
     Get(Option<ConnView>),
     /// To [`Request::Copy`].
@@ -211,6 +244,8 @@ pub struct WorkerStats {
     pub conntrack: Statistics,
     /// Connections in the table.
     pub entries: usize,
+    /// Connections that are expected.
+    pub expected: usize,
     /// Connections the table may hold.
     pub entries_limit: usize,
     /// Bytes the table takes.
@@ -260,6 +295,7 @@ pub struct Mailbox {
 #[derive(Debug)]
 enum Task {
     Walk(Box<Walk>),
+    Expecting(Box<Expecting>),
     End(Box<Ending>),
 }
 
@@ -268,6 +304,7 @@ impl Task {
     fn step(&mut self, shard: &mut Shard, now: Instant) -> bool {
         match self {
             Task::Walk(walk) => walk.step(shard, now),
+            Task::Expecting(walk) => walk.step(shard, now),
             Task::End(ending) => ending.step(shard, now),
         }
     }
@@ -277,6 +314,7 @@ impl From<Task> for Reply {
     fn from(task: Task) -> Reply {
         match task {
             Task::Walk(walk) => Reply::Walk(walk),
+            Task::Expecting(walk) => Reply::Expecting(walk),
             Task::End(ending) => Reply::End(ending),
         }
     }
@@ -423,6 +461,10 @@ impl Mailbox {
                     self.task = Some(Task::Walk(walk));
                     None
                 }
+                Request::Expecting(walk) => {
+                    self.task = Some(Task::Expecting(walk));
+                    None
+                }
                 Request::End(ending) => {
                     self.task = Some(Task::End(ending));
                     None
@@ -454,6 +496,7 @@ impl Mailbox {
             counters: shard.counters.clone(),
             conntrack: *shard.conntrack.statistics(),
             entries: shard.conntrack.len(),
+            expected: shard.conntrack.expected(),
             entries_limit: shard.conntrack.limit(),
             table_bytes: shard.conntrack.memory().total_bytes(),
             waiting: shard.waiting(),

@@ -12,8 +12,8 @@ mod tracer;
 
 use mailbox::Turns;
 pub use mailbox::{
-    COPY_RING, EVENT_RING, Ending, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE, TableCounts,
-    Walk, WorkerStats, mailbox,
+    COPY_RING, EVENT_RING, Ending, Expecting, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE,
+    TableCounts, Walk, WorkerStats, mailbox,
 };
 
 pub use tracer::{ChainRecord, Losses, Side, TraceFilter, TraceRecord, Tracer};

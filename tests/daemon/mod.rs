@@ -19,7 +19,7 @@ use xrouter::rules::SetSummary;
 use xrouter::time::Instant;
 use xrouter::verdict::{DropCounters, DropReason};
 use xrouter::wire::Family;
-use xrouter::worker::Walk;
+use xrouter::worker::{Expecting, Walk};
 
 /// See the module's head.
 pub(crate) struct Daemon {
@@ -88,6 +88,8 @@ impl Backend for OneTable {
             entries: table.len() as u64,
             limit: table.capacity() as u64,
             insert: table.statistics().insert,
+            expected: table.expected() as u64,
+            expect_create: table.statistics().expect_create,
             ..ConntrackReport::default()
         };
         let worker = WorkerReport { drops: Drops::from(&drops), conntrack, ..WorkerReport::default() };
@@ -115,6 +117,17 @@ impl Backend for OneTable {
                 take(conn);
             }),
         };
+        Ok(walk)
+    }
+
+    async fn expecting(&self, _: usize, mut walk: Box<Expecting>) -> Result<Box<Expecting>, BackendError> {
+        let Expecting { clear, cursor, entries } = &mut *walk;
+        if *clear {
+            self.table.borrow_mut().forget_expected();
+        }
+        let (table, from, room) = (self.table.borrow(), cursor.expect("not at the end"), entries.capacity());
+        *cursor = table.list_expected(from, room, self.now, &mut |view| entries.push(*view));
+        drop(table);
         Ok(walk)
     }
 

@@ -18,13 +18,16 @@ mod tftp;
 use super::expect::{Expectation, Expectations, MasterId, Unexpected};
 use super::seqadj::SeqAdjust;
 use super::tuple::{CtInfo, CtStatus, Direction, Tuple};
+use serde::{Deserialize, Serialize};
+
 use crate::packet::Packet;
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Family, proto, tcp, udp};
 
 /// Linux's helpers that are here.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "&str", try_from = "String")]
 #[repr(u8)]
 pub enum Helper {
     /// FTP: PORT, EPRT, 227, 229.
@@ -116,6 +119,20 @@ impl Helper {
             Helper::Sane => Memory::Sane(sane::State::default()),
             _ => Memory::None,
         }
+    }
+}
+
+impl From<Helper> for &str {
+    fn from(helper: Helper) -> &'static str {
+        helper.name()
+    }
+}
+
+impl TryFrom<String> for Helper {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Helper, String> {
+        Helper::from_name(&name).ok_or_else(|| format!("no helper `{name}`"))
     }
 }
 

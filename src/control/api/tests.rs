@@ -2,7 +2,7 @@ use super::super::change::{ChangeReport, ChangeWish};
 use super::super::explain::{Explanation, Question};
 use super::super::stats;
 use super::*;
-use crate::conntrack::TupleView;
+use crate::conntrack::{ExpectTuple, Helper, TupleView};
 use std::rc::Rc;
 
 /// A backend with `count` connections over two workers, that looks at three of them at a time.
@@ -67,6 +67,33 @@ impl Backend for Fake {
         let filter = walk.filter;
         walk.entries.extend((from..upto).map(numbered).filter(|conn| filter.admits(conn)));
         walk.cursor = (upto < end).then_some(upto - first);
+        Ok(walk)
+    }
+
+    async fn expecting(&self, worker: usize, mut walk: Box<Expecting>) -> Result<Box<Expecting>, BackendError> {
+        assert!(walk.entries.is_empty() && walk.entries.capacity() > 0);
+        let at = walk.cursor.expect("not at the end");
+        let tuple = ExpectTuple {
+            src: [10, 0, 0, 1].into(),
+            dst: [10, 0, 0, 2].into(),
+            sport: worker as u16,
+            dport: at as u16,
+        };
+        let view = ExpectView {
+            family: 2,
+            proto: 6,
+            timeout: 300,
+            tuple,
+            mask: tuple,
+            master: tuple,
+            flags: 0,
+            class: 0,
+            helper: Helper::Ftp,
+        };
+        if !walk.clear {
+            walk.entries.push(view);
+        }
+        walk.cursor = (at < 2 && !walk.clear).then_some(at + 1);
         Ok(walk)
     }
 
