@@ -273,7 +273,8 @@ fn agrees(theirs: &Entry, mine: &Entry) -> bool {
     theirs.timeout.abs_diff(mine.timeout) <= 1 && plain(theirs) == plain(mine)
 }
 
-/// Wanted: answers have no options. Linux copies some of those that the packet had (`ip_options_echo`).
+/// Wanted: answers have no options. Linux copies some of those that the packet had (`ip_options_echo`), and REJECT there may take
+/// the checksum for wrong once the router has written its address into them.
 fn records_route(packet: &[u8]) -> bool {
     packet[0] >> 4 == 4 && packet[0] & 0x0f > 5 && packet[20] == 7
 }
@@ -287,8 +288,8 @@ pub(crate) fn frame(port: PortId, packet: &[u8]) -> Vec<u8> {
 fn is_wanted(packet: &[u8], theirs: &Out, mine: &Fate) -> bool {
     match (theirs.is_empty(), mine.out.is_empty()) {
         (_, true) => mine.limited || is_redirect(packet),
-        (true, false) => is_limited_by_the_kernel(mine),
-        (false, false) => mine.answered && records_route(packet),
+        (true, false) if is_limited_by_the_kernel(mine) => true,
+        (_, false) => mine.answered && records_route(packet),
     }
 }
 

@@ -131,7 +131,8 @@ impl Ours {
         for frame in self.effects.free.drain(..).chain(self.effects.punt.drain(..).map(|(_, frame)| frame)) {
             self.pool.put(frame);
         }
-        assert_eq!(self.pool.len(), FRAMES, "a frame was lost or waits for a neighbour");
+        let asked = &self.effects.resolve;
+        assert_eq!(self.pool.len(), FRAMES, "a frame was lost or waits for a neighbour: {asked:?}");
         fate
     }
 

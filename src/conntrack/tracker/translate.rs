@@ -6,7 +6,7 @@ use crate::conntrack::blocks::{BlockEvent, PortBlock};
 use crate::conntrack::conn::{Conn, ConnId, Prepared, TranslationNote};
 use crate::conntrack::mapping::Side;
 use crate::conntrack::tcp::TcpState;
-use crate::conntrack::template::Zone;
+use crate::conntrack::template::{Zone, ZoneDirection};
 use crate::conntrack::tuple::{CtStatus, Direction, Tuple};
 use crate::device::PortId;
 use crate::time::Instant;
@@ -100,7 +100,12 @@ impl Conntrack {
 
     fn holder(&mut self, tuple: &Tuple, now: Instant) -> Option<(ConnId, Direction)> {
         let zone = self.prepared.as_ref()?.conn.zone();
-        let found = self.lookup_in(zone, tuple.inverse()?, now);
+        let reply = tuple.inverse()?;
+        let found = match zone.direction {
+            ZoneDirection::Both => self.lookup_in(zone, reply, now),
+            // Of other originals Linux sees only those in the zone of replies (`nf_conntrack_tuple_taken`), which is another.
+            _ => self.lookup_of(&Tuple { zone: zone.of(Direction::Reply), ..reply }, Direction::Reply, now),
+        };
         self.statistics.found += u64::from(found.is_some());
         found
     }

@@ -50,6 +50,28 @@ fn a_zone_is_a_table_of_its_own() {
 }
 
 #[test]
+fn in_a_zone_of_one_direction_only_replies_are_in_the_way_of_a_translation() {
+    let mut lab = Lab::new();
+    let (query, answer) = (udp(CLIENT, 1, SERVER, 53), udp(SERVER, 53, CLIENT, 1));
+    let parse = |packet: &[u8]| Packet::parse(&testing::frame(testing::ANY_HOP, packet), PortId::LAN, true);
+    let wanted = Tuple::of(&parse(&query).expect("a packet"));
+    // Whether a new connection from the same port to another server could come to have the tuple of the query.
+    let is_taken = |lab: &mut Lab, template: Template| {
+        let packet = udp(CLIENT, 1, "10.2.0.9".parse().expect("an address"), 53);
+        let (frame, now) = (testing::frame(testing::ANY_HOP, &packet), lab.now);
+        let parsed = parse(&packet).expect("a packet");
+        let hash = lab.ct.hash(&Tuple::of(&parsed));
+        lab.ct.track(&parsed, &frame, hash, template, now).expect("room");
+        lab.ct.is_taken(&wanted, now)
+    };
+    assert_eq!(lab.pass_as(&answer, zone(1, ORIGINAL)), Ok(CtInfo::New));
+    assert!(!is_taken(&mut lab, zone(1, ORIGINAL)), "what the server began is in zone 1, the reply would be in zone 0");
+    let mut lab = Lab::new();
+    assert_eq!(lab.pass_as(&query, zone(2, ORIGINAL)), Ok(CtInfo::New));
+    assert!(is_taken(&mut lab, zone(1, ORIGINAL)), "its reply is in zone 0 too");
+}
+
+#[test]
 fn a_zone_of_the_original_direction_is_answered_from_zone_0() {
     let mut lab = Lab::new();
     let (query, answer) = (udp(CLIENT, 1, SERVER, 53), udp(SERVER, 53, CLIENT, 1));
