@@ -4,6 +4,8 @@
 //!
 //! Each test has a network of its own (`tests/support`). They run one at a time: the machine has few cores.
 
+#[path = "support/far.rs"]
+mod far;
 #[allow(dead_code)] // the end-to-end tests use the rest
 mod support;
 
@@ -12,6 +14,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use far::Far;
 use support::{Net, Place, Program, Router, Shape, eventually, must, privileged, text};
 
 /// `tests/support/talk.py` with these words.
@@ -186,38 +189,6 @@ fn traceroute_sees_the_router_and_the_host() {
         }
     }
     router.stop();
-}
-
-/// One more namespace behind the host outside, with a narrower link before it. Named so that what is left of a killed run
-/// is swept.
-struct Far {
-    name: String,
-}
-
-impl Far {
-    fn new(net: &Net) -> Far {
-        let far = Far { name: net.name(Place::Wan).replace(['w'], "f") };
-        must(Command::new("ip").args(["netns", "add", &far.name]));
-        net.ip(Place::Wan, &format!("link add far type veth peer name eth0 netns {}", far.name));
-        net.ip(Place::Wan, "address add 10.3.0.1/24 dev far");
-        net.ip(Place::Wan, "link set far mtu 1300 up");
-        net.must(Place::Wan, "sysctl -qw net.ipv4.ip_forward=1");
-        far.ip("address add 10.3.0.2/24 dev eth0");
-        far.ip("link set eth0 up");
-        far.ip("route add default via 10.3.0.1");
-        net.ip(Place::Router, "route add 10.3.0.0/24 via 10.2.0.2 dev wan");
-        far
-    }
-
-    fn ip(&self, words: &str) {
-        must(Command::new("ip").args(["-n", &self.name]).args(words.split(' ')));
-    }
-}
-
-impl Drop for Far {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
-    }
 }
 
 #[test]

@@ -4,11 +4,15 @@ talk.py echo PORT                     a TCP server that gives back what it gets
 talk.py session HOST PORT IDLE [KEEPALIVE]
                                       says a word, is silent for IDLE seconds, says another; probes every KEEPALIVE seconds
 talk.py listen HOST PORT IDLE         the same, but after the silence the server is asked to speak first
+talk.py crowd-server PORT             an echo for many at once
+talk.py crowd HOST PORT COUNT         COUNT connections at the same time; each says its number and hears it, then all once more
 talk.py names PORT                    a name server: every name is 192.0.2.7
 talk.py sctp-server | sctp-client HOST
                                       an SCTP association by hand, over raw sockets: kernels without SCTP will do
 """
 
+import asyncio
+import resource
 import socket
 import struct
 import sys
@@ -65,6 +69,50 @@ def listen(host, port, idle):
         say("heard" if connection.recv(1000) == word else "closed")
     except TimeoutError:
         say("deaf")
+
+
+def all_descriptors():
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
+async def crowd_server(port):
+    all_descriptors()
+
+    async def serve(reader, writer):
+        try:
+            while line := await reader.readline():
+                writer.write(line)
+        except OSError:
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(serve, "", port, backlog=4096)
+    say("ready")
+    await server.serve_forever()
+
+
+async def crowd(host, port, count):
+    all_descriptors()
+    turn = asyncio.Semaphore(500)
+    connections = []
+
+    async def echoes(number, reader, writer):
+        writer.write(b"%d\n" % number)
+        return await asyncio.wait_for(reader.readline(), 20) == b"%d\n" % number
+
+    async def begin(number):
+        async with turn:
+            try:
+                ends = await asyncio.wait_for(asyncio.open_connection(host, port), 20)
+                connections.append((number, *ends))
+                return await echoes(number, *ends)
+            except (OSError, TimeoutError):
+                return False
+
+    say(f"open {sum(await asyncio.gather(*map(begin, range(count))))}")
+    await asyncio.sleep(1)
+    say(f"again {sum(await asyncio.gather(*(echoes(*ends) for ends in connections)))}")
 
 
 def names(port):
@@ -150,6 +198,8 @@ verbs = {
     "echo": lambda port: echo(int(port)),
     "session": lambda host, port, idle, keepalive="0": session(host, int(port), float(idle), int(keepalive)),
     "listen": lambda host, port, idle: listen(host, int(port), float(idle)),
+    "crowd-server": lambda port: asyncio.run(crowd_server(int(port))),
+    "crowd": lambda host, port, count: asyncio.run(crowd(host, int(port), int(count))),
     "names": lambda port: names(int(port)),
     "sctp-server": sctp_server,
     "sctp-client": sctp_client,
