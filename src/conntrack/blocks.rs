@@ -180,6 +180,12 @@ impl Blocks {
         (&mut self.events, &mut self.events_lost)
     }
 
+    /// How often connections use them; slowly.
+    pub(super) fn uses(&self) -> usize {
+        let lent = self.own.values().flat_map(|own| &own.blocks[..usize::from(own.count)]);
+        lent.map(|lent| lent.uses as usize).sum()
+    }
+
     /// Blocks lent.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

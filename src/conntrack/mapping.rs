@@ -59,6 +59,11 @@ impl Mappings {
         self.by_outer.is_empty()
     }
 
+    /// How often connections use them; slowly.
+    pub(super) fn uses(&self) -> usize {
+        self.by_outer.values().map(|mapping| mapping.uses as usize).sum()
+    }
+
     /// What is outside for what is inside.
     pub(super) fn outer(&self, inner: &Side) -> Option<Side> {
         self.outer_of.get(inner).copied()

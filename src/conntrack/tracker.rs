@@ -584,6 +584,7 @@ impl Conntrack {
         for conn in self.table.records() {
             assert!(!conn.is_confirmed() || conn.link != UNLINKED, "a connection the wheel does not know of");
         }
+        self.check_translations();
     }
 
     fn invalid(&mut self) -> Tracked {

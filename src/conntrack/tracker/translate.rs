@@ -347,6 +347,17 @@ impl Conntrack {
         (end < self.capacity()).then_some(end)
     }
 
+    /// Checks that what is kept beside the table is of connections in it.
+    pub(super) fn check_translations(&self) {
+        let confirmed = || self.table.records().iter().enumerate().filter(|(_, conn)| conn.is_confirmed());
+        let noted = |bit: u8| confirmed().filter(|&(at, _)| self.table.note(ConnId(at as u32)).has(bit)).count();
+        let bound = confirmed().filter(|(_, conn)| conn.status.any(CtStatus::SRC_NAT_DONE)).count();
+        assert_eq!(self.sources.len(), bound, "sources");
+        let mapped = noted(TranslationNote::OUTWARD) + noted(TranslationNote::INWARD);
+        assert_eq!(self.mappings.uses(), mapped, "mappings");
+        assert_eq!(self.blocks.uses(), noted(TranslationNote::BLOCK), "blocks");
+    }
+
     /// A connection comes into the table, or leaves it.
     pub(super) fn note_source(&mut self, id: ConnId, comes: bool) {
         if !self.table.get(id).status.any(CtStatus::SRC_NAT_DONE) {

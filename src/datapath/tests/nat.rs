@@ -287,6 +287,70 @@ fn a_masqueraded_connection_ends_when_it_would_leave_elsewhere() {
     assert!(router.shard.conntrack.is_empty());
 }
 
+/// Rules under which ports are scarce, lent, shared and kept.
+const RULES: [&str; 6] = [
+    "-A POSTROUTING -o wan0 -p udp -j SNAT --to-source 10.2.0.1:2000-2005\n",
+    "-A POSTROUTING -o wan0 -j MASQUERADE\n-A PREROUTING -d 10.2.0.2 -p udp -j DNAT --to-destination 10.2.0.3\n",
+    "-A POSTROUTING -o wan0 -p udp -j SNAT --to-source 10.2.0.1-10.2.0.2:2000-2003 --random-fully\n",
+    "-A POSTROUTING -o wan0 -j MASQUERADE --endpoint-independent-filtering\n",
+    "-A POSTROUTING -o wan0 -p udp -j SNAT --to-source 10.2.0.1:1024-1151 --port-block-size 64\n",
+    "-A POSTROUTING -o wan0 -p udp -j SNAT --to-source 10.2.0.1:2000-2191 --endpoint-independent-mapping --port-blocks 2 \
+     --port-block-size 64\n",
+];
+
+/// A client's packet, or an answer to what came out last, or a stranger's to a port outside; then so many seconds.
+type Op = (u8, u8, u8, u8, u8);
+
+fn apply(router: &mut Bench, &(kind, client, port, server, wait): &Op, last: &mut Option<Packet>) {
+    let (client, server) = ([10, 1, 0, 2 + client % 2], [10, 2, 0, 2 + server % 3]);
+    let port = 2000 + u16::from(port % 8);
+    let (from, bytes) = match (kind % 4, *last) {
+        (0, Some(out)) => {
+            let [src, dst] = [out.dst, out.src].map(|addr| addr.v4_bits().to_be_bytes());
+            (PortId::WAN, udp(PortId::WAN, src, dst, (out.dport, out.sport), 64, 4))
+        }
+        (1, _) => (PortId::WAN, udp(PortId::WAN, server, WAN, (53, port), 64, 4)),
+        _ => (PortId::LAN, udp(PortId::LAN, client, server, (port, 53), 64, 4)),
+    };
+    if let Some((PortId::WAN, out)) = router.one(from, &bytes) {
+        *last = Some(parse(&out));
+    }
+    router.effects.punt.drain(..).for_each(|(_, frame)| router.pool.put(frame));
+    router.effects.logs.clear();
+    if wait % 8 == 0 {
+        router.expire(u64::from(wait) * SECOND_NS / 4);
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 200, ..Default::default() })]
+
+    /// Two live connections never look alike from either side, and in the end nothing is left of them.
+    #[test]
+    fn ports_are_given_once_and_all_come_back(
+        rules in proptest::sample::select(&RULES[..]),
+        ops in proptest::collection::vec(proptest::prelude::any::<Op>(), 0..150),
+    ) {
+        let mut router = router(rules);
+        let mut last = None;
+        for op in &ops {
+            apply(&mut router, op, &mut last);
+            let mut seen = std::collections::HashSet::new();
+            router.shard.conntrack.list(0, usize::MAX, router.now, &mut |view| {
+                for side in [view.original, view.reply] {
+                    let is_new = seen.insert((view.proto, side.src, side.dst, side.sport, side.dport));
+                    assert!(is_new, "{side:?} twice");
+                }
+            });
+            router.shard.conntrack.check();
+        }
+        while !router.shard.conntrack.is_empty() {
+            router.expire(200 * SECOND_NS);
+        }
+        router.shard.conntrack.check();
+    }
+}
+
 impl Bench {
     fn seen_connections(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
