@@ -3,7 +3,8 @@
 //! Forwarded packets never meet INPUT and OUTPUT, so they are not compiled; the kernel may be given them as they are. nat is given
 //! whole. What REDIRECT, or DNAT to an address of the router, leads to a socket of the host goes to the kernel as it came, since
 //! the host's answers do not pass the router: so it must be the kernel that translates both. It forwards nothing of what the
-//! ports receive, so the rules that translate forwarded packets do nothing there.
+//! ports receive, so the rules that translate forwarded packets do nothing there; they are given without the options that Linux
+//! does not have.
 
 use super::rule::{
     BUILTIN, BUILTIN_CHAINS, ChainIndex, Hook, NAT_PREROUTING, Policy, Rule, Ruleset, Spoken, TableName,
@@ -95,6 +96,7 @@ impl Ruleset {
         let user = chains.iter().filter(|&&index| index >= BUILTIN_CHAINS);
         for chain in builtin.iter().chain(user).map(|&index| &self.chains[index]) {
             for rule in &chain.rules {
+                let rule = &Rule { target: rule.target.of_linux(), ..Rule::clone(rule) };
                 push(out, format_args!("{}\n", rule_text(self.family, &chain.name, rule, &self.chains)));
             }
         }
@@ -139,6 +141,18 @@ mod tests {
              -F POSTROUTING\n-A PREROUTING -i lan -p tcp -m tcp --dport 80 -j proxy\n\
              -A OUTPUT -p tcp -m tcp --dport 81 -j REDIRECT --to-ports 8081\n-A POSTROUTING -o wan -j MASQUERADE\n\
              -A proxy -p tcp -j REDIRECT --to-ports 3128\nCOMMIT\n"
+        );
+    }
+
+    #[test]
+    fn what_linux_does_not_have_is_left_out() {
+        let text = "*nat\n-A POSTROUTING -o wan -j MASQUERADE --random --endpoint-independent-mapping\n\
+                    -A POSTROUTING -p udp -j SNAT --to-source 192.0.2.1 --port-blocks 2 --persistent\nCOMMIT\n";
+        let ruleset = rules::load("f", text, Family::V4, &["lan", "wan"]).expect("good rules");
+        assert_eq!(
+            ruleset.host_text(),
+            "*nat\n-F POSTROUTING\n-A POSTROUTING -o wan -j MASQUERADE --random\n\
+             -A POSTROUTING -p udp -j SNAT --to-source 192.0.2.1 --persistent\nCOMMIT\n"
         );
     }
 

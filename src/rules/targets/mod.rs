@@ -181,6 +181,17 @@ macro_rules! targets {
     };
 }
 
+impl Target {
+    /// As the kernel can be given it: without options that Linux does not have.
+    pub(super) fn of_linux(&self) -> Target {
+        match self {
+            Target::Snat(Snat(range)) => Target::Snat(Snat(range.of_linux())),
+            Target::Masquerade(Masquerade(range)) => Target::Masquerade(Masquerade(range.of_linux())),
+            other => other.clone(),
+        }
+    }
+}
+
 targets! {
     /// `-j REJECT`: dropped and answered.
     Reject(RejectWith),

@@ -217,6 +217,11 @@ impl NatRange {
         Ok(())
     }
 
+    /// Without what Linux does not have.
+    pub(super) fn of_linux(self) -> NatRange {
+        NatRange { independence: Independence::None, blocks: None, ..self }
+    }
+
     /// Reads `--port-block-size`.
     pub(super) fn read_block_size(&mut self, given: &Given<'_>) -> Result<(), Problem> {
         let token = given.argument();
