@@ -11,7 +11,7 @@ use super::helper::Helper;
 use super::list::TupleView;
 use super::tuple::Tuple;
 use crate::time::{Instant, SECOND_NS};
-use crate::wire::{Addr, Family};
+use crate::wire::{Addr, Family, proto};
 
 /// Addresses and ports of one side of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -85,12 +85,19 @@ fn plain(tuple: Tuple) -> ExpectTuple {
 
 impl fmt::Display for ExpectView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ExpectTuple { src, dst, sport, dport } = self.tuple;
-        write!(f, "{} proto={} src={src} dst={dst} sport={sport} dport={dport} ", self.timeout, self.proto)?;
-        let ExpectTuple { src, dst, sport, dport } = self.mask;
-        write!(f, "mask-src={src} mask-dst={dst} sport={sport} dport={dport} ")?;
-        let ExpectTuple { src, dst, sport, dport } = self.master;
-        write!(f, "master-src={src} master-dst={dst} sport={sport} dport={dport} ")?;
+        let numbers = |f: &mut fmt::Formatter<'_>, protocol: u8, ExpectTuple { sport, dport, .. }| match protocol {
+            proto::GRE => write!(f, "srckey={sport:#x} dstkey={dport:#x} "),
+            _ => write!(f, "sport={sport} dport={dport} "),
+        };
+        let ExpectTuple { src, dst, .. } = self.tuple;
+        write!(f, "{} proto={} src={src} dst={dst} ", self.timeout, self.proto)?;
+        numbers(f, self.proto, self.tuple)?;
+        let ExpectTuple { src, dst, .. } = self.mask;
+        write!(f, "mask-src={src} mask-dst={dst} ")?;
+        numbers(f, self.proto, self.mask)?;
+        let ExpectTuple { src, dst, .. } = self.master;
+        write!(f, "master-src={src} master-dst={dst} ")?;
+        numbers(f, self.helper.proto(), self.master)?;
         if self.flags & Expectation::PERMANENT != 0 {
             write!(f, "PERMANENT ")?;
         }

@@ -23,6 +23,8 @@ pub(super) struct Extra {
     pub(super) adjust: SeqAdjust,
     /// The helper of the connection that it was expected by.
     pub(super) master: Option<Helper>,
+    /// That connection's number, and which of those that have had it.
+    pub(super) parent: Option<(MasterId, u32)>,
 }
 
 impl Extra {
@@ -32,7 +34,7 @@ impl Extra {
     /// With a helper, or without one.
     pub(super) fn new(helper: Option<Helper>, master: Option<Helper>) -> Extra {
         let memory = helper.map_or(Memory::None, Helper::memory);
-        Extra { helper, memory, adjust: SeqAdjust::default(), master }
+        Extra { helper, memory, adjust: SeqAdjust::default(), master, parent: None }
     }
 }
 
@@ -45,6 +47,8 @@ struct Slot {
     extra: Option<Extra>,
     conn: Option<ConnId>,
     next: u32,
+    /// How often the place was used before.
+    serial: u32,
 }
 
 /// All of a table's connections, found by number.
@@ -69,12 +73,12 @@ impl Extras {
 
     /// Adds one that belongs to nobody yet.
     pub(super) fn add(&mut self, extra: Extra) -> MasterId {
-        let filled = Slot { extra: Some(extra), conn: None, next: END };
+        let filled = Slot { extra: Some(extra), conn: None, next: END, serial: 0 };
         match self.slots.get_mut(self.free as usize) {
             Some(slot) => {
                 let number = self.free;
                 self.free = slot.next;
-                *slot = filled;
+                *slot = Slot { serial: slot.serial, ..filled };
                 MasterId(number)
             }
             None => {
@@ -118,9 +122,14 @@ impl Extras {
         self.slots.get_mut(number.0 as usize)?.extra.as_mut()
     }
 
+    /// Which of those that have had this number it is.
+    pub(super) fn serial(&self, number: MasterId) -> Option<u32> {
+        self.slots.get(number.0 as usize).filter(|slot| slot.extra.is_some()).map(|slot| slot.serial)
+    }
+
     /// Its connection is gone, or was never confirmed.
     pub(super) fn remove(&mut self, number: MasterId) {
-        let Some(&Slot { extra: Some(_), conn, next }) = self.slots.get(number.0 as usize) else { return };
+        let Some(&Slot { extra: Some(_), conn, next, serial }) = self.slots.get(number.0 as usize) else { return };
         if let Some(conn) = conn {
             let bucket = self.bucket(conn);
             let mut at = self.buckets[bucket];
@@ -133,7 +142,8 @@ impl Extras {
                 self.slots[at as usize].next = next;
             }
         }
-        self.slots[number.0 as usize] = Slot { extra: None, conn: None, next: self.free };
+        let serial = serial.wrapping_add(1);
+        self.slots[number.0 as usize] = Slot { extra: None, conn: None, next: self.free, serial };
         self.free = number.0;
     }
 }

@@ -1,7 +1,7 @@
 //! Protocols without a tracker of their own, and GRE (nf_conntrack_proto_generic.c, nf_conntrack_proto_gre.c).
 //!
-//! Generic is exact: one connection per address pair and protocol, 600 seconds, never ASSURED. GRE is exact but for
-//! PPTP: without the PPTP helper nobody fills Linux's key map either, so the source key is 0; a helper would add it.
+//! Generic is exact: one connection per address pair and protocol, 600 seconds, never ASSURED. A GRE packet's source key is
+//! not in the packet; `keymap` knows it where a PPTP helper has told.
 
 use super::conn::Conn;
 use super::settings::Settings;
@@ -33,6 +33,11 @@ const GRE_VERSION_MASK: u16 = 0x0007;
 const GRE_VERSION_1: u16 = 1;
 /// The protocol that enhanced GRE carries: PPP.
 const GRE_PROTOCOL_PPP: u16 = 0x880b;
+
+/// Whether a GRE packet has a call number (`GRE_VERSION_1`).
+pub(super) fn is_enhanced(gre: &[u8]) -> bool {
+    gre.len() >= 8 && wire::get_u16(gre, 0) & GRE_VERSION_MASK == GRE_VERSION_1
+}
 
 /// Adds a GRE packet's keys to its tuple: the call id of version 1 as destination key, 0 for the rest
 /// (`gre_pkt_to_tuple`). `None` where Linux finds no tuple.

@@ -16,6 +16,7 @@ mod generic;
 mod helper;
 mod icmp;
 mod json;
+mod keymap;
 mod list;
 mod mapping;
 mod sctp;

@@ -41,6 +41,7 @@ use super::event::{EventKind, Recorder};
 use super::expect::{Expectations, MasterId};
 use super::extra::Extras;
 use super::icmp::{self, Message};
+use super::keymap::Keymap;
 use super::list::{ConnView, Counter, StateView};
 use super::mapping::Mappings;
 use super::seqadj::SeqAdjust;
@@ -134,6 +135,7 @@ pub struct Conntrack {
     extras: Extras,
     expectations: Expectations,
     /// Of the prepared connection.
+    keys: Keymap,
     prepared_extra: Option<MasterId>,
     /// How the prepared connection is to be translated, as its master says.
     follow: Option<FollowMaster>,
@@ -174,6 +176,7 @@ impl Conntrack {
             events: Recorder::new(),
             extras,
             expectations,
+            keys: Keymap::default(),
             prepared_extra: None,
             follow: None,
         }
@@ -274,7 +277,7 @@ impl Conntrack {
                     return Ok(tracked);
                 }
             }
-            _ => match portless_tuple(packet, frame, tuple) {
+            _ => match portless_tuple(packet, frame, tuple).map(|found| self.with_source_key(found, packet, frame)) {
                 Some(found) if found == tuple => {}
                 Some(found) => {
                     tuple = found;
@@ -557,7 +560,7 @@ impl Conntrack {
         self.tell(EventKind::Destroy, id, now, by);
         self.note_source(id, false);
         self.release_mappings(id);
-        self.remove_extra(id);
+        self.remove_extra(id, now);
         self.table.remove(id);
     }
 
@@ -669,6 +672,7 @@ impl Conntrack {
 
     /// An ICMP error about a packet; `tuple` is the inverse of that packet's (`nf_conntrack_inet_error`).
     fn relate(&mut self, packet: &Packet, tuple: Tuple, zone: Zone, now: Instant) -> Tracked {
+        let tuple = self.with_answering_key(tuple);
         let Some((id, direction)) = self.lookup_in(zone, tuple, now) else { return self.icmp_error() };
         if self.table.tuple(id, direction).dst != packet.dst {
             return self.icmp_error(); // not meant for the sender of the packet in question

@@ -23,14 +23,14 @@ impl Path<'_> {
     }
 
     #[cold]
-    fn follow(&mut self, FollowMaster { source, destination, port }: FollowMaster, passage: &mut Passage) {
+    fn follow(&mut self, follow: FollowMaster, passage: &mut Passage) {
         let super::Shard { conntrack, dice, .. } = &mut *self.shard;
-        let source = NatRange { addresses: Some((source, source)), ..NatRange::default() };
-        nat::bind(conntrack, Manip::Source, &source, &mut |low| dice.draw_port(Manip::Source, low), self.now);
-        let ports = Some(NatPorts { low: port, high: port, base: None });
-        let destination = NatRange { addresses: Some((destination, destination)), ports, ..NatRange::default() };
-        let random = &mut |low| dice.draw_port(Manip::Destination, low);
-        nat::bind(conntrack, Manip::Destination, &destination, random, self.now);
+        let FollowMaster { source, source_port, destination, port } = follow;
+        for (manip, addr, port) in [(Manip::Source, source, source_port), (Manip::Destination, destination, port)] {
+            let ports = port.map(|port| NatPorts { low: port, high: port, base: None });
+            let range = NatRange { addresses: Some((addr, addr)), ports, ..NatRange::default() };
+            nat::bind(conntrack, manip, &range, &mut |low| dice.draw_port(manip, low), self.now);
+        }
         passage.tracked.status = conntrack.conn(ConnRef::Prepared).map_or(CtStatus::default(), |conn| conn.status());
     }
 

@@ -52,6 +52,7 @@ const HELPERS: &str = "*raw\n-A PREROUTING -p tcp --dport 21 -j CT --helper ftp\
     -A PREROUTING -p udp --dport 10080 -j CT --helper amanda\n\
     -4 -A PREROUTING -p tcp --dport 6667 -j CT --helper irc\n\
     -4 -A PREROUTING -p udp --dport 137 -j CT --helper netbios-ns\n\
+    -4 -A PREROUTING -p tcp --dport 1723 -j CT --helper pptp\n\
     -A PREROUTING -p tcp --dport 6566 -j CT --helper sane\nCOMMIT\n\
     *mangle\n-A PREROUTING -p tcp --dport 21 -j CONNMARK --set-mark 5\n\
     -A FORWARD -m conntrack --ctstate RELATED -j TOS --set-tos 0x10/0xff\n\

@@ -229,6 +229,10 @@ impl Router for Kernel {
         arrived
     }
 
+    fn end_tcp(&mut self) {
+        self.on_router(&["conntrack", "-D", "-p", "tcp"], "");
+    }
+
     fn expected(&mut self) -> Vec<String> {
         let text = self.on_router(&["sh", "-c", "conntrack -L expect 2>/dev/null || true"], "");
         text.lines().map(str::to_owned).collect()

@@ -6,6 +6,7 @@
 mod dialogues;
 mod kernel;
 mod ours;
+mod pptp;
 mod talk;
 #[path = "../../src/conntrack/testing.rs"]
 mod testing;
@@ -174,6 +175,22 @@ fn other_helpers_read_and_write_as_the_kernel_does() {
             talk.say(&mut line, false, b"me");
             talk.look();
         });
+    }
+    pair.end();
+}
+
+/// PPTP's calls, and tunnels that both ends begin.
+#[test]
+fn tunnels_of_calls_go_where_the_kernels_go() {
+    if !can_run() {
+        return;
+    }
+    let mut pair = Pair::new();
+    for nat in Nat::ALL {
+        pair.load(&nat.rules());
+        for (name, case) in pptp::CASES {
+            pair.run(&format!("{nat:?} pptp: {name}"), |talk| case(talk, nat));
+        }
     }
     pair.end();
 }

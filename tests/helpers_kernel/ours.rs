@@ -110,6 +110,11 @@ impl Router for Ours {
         arrived
     }
 
+    fn end_tcp(&mut self) {
+        let now = self.now();
+        self.shard.conntrack.delete(0, 10_000, now, 0, &mut |view| view.proto == 6);
+    }
+
     fn expected(&mut self) -> Vec<String> {
         let (mut lines, now) = (Vec::new(), self.now());
         // conntrack(8) shows those of IPv4, unless told otherwise.

@@ -21,6 +21,8 @@ pub(crate) trait Router {
     fn forget(&mut self);
     /// Sends a packet through it.
     fn send(&mut self, from_client: bool, packet: &[u8]) -> Vec<Arrived>;
+    /// Deletes all connections of TCP.
+    fn end_tcp(&mut self);
     /// As `conntrack -L expect` prints them.
     fn expected(&mut self) -> Vec<String>;
     /// The same with `-f ipv6`.

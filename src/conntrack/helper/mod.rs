@@ -11,11 +11,13 @@ mod ftp;
 mod irc;
 mod mangle;
 mod netbios;
+mod pptp;
 mod sane;
 mod search;
 mod tftp;
 
 use super::expect::{Expectation, Expectations, MasterId, Unexpected};
+use super::keymap::Keymap;
 use super::seqadj::SeqAdjust;
 use super::tuple::{CtInfo, CtStatus, Direction, Tuple};
 use serde::{Deserialize, Serialize};
@@ -40,6 +42,8 @@ pub enum Helper {
     Irc,
     /// SANE: the data port of a scan.
     Sane,
+    /// PPTP: the tunnel of a call.
+    Pptp,
     /// NetBIOS name service: answers to broadcasts of the host itself, so nothing of what is forwarded.
     NetbiosNs,
 }
@@ -47,7 +51,6 @@ pub enum Helper {
 /// Linux's helpers that are not here, and what is missing.
 pub const REFUSED: &[(&str, &str)] = &[
     ("sip", "media addresses in SIP messages are neither read nor translated"),
-    ("pptp", "call numbers of GRE are neither expected nor translated"),
     ("snmp", "addresses inside of SNMP messages are not translated"),
     ("RAS", "H.323 messages are neither read nor translated"),
     ("Q.931", "H.323 messages are neither read nor translated"),
@@ -66,7 +69,7 @@ pub struct Policy {
 impl Helper {
     /// All of them.
     pub const ALL: &'static [Helper] =
-        &[Helper::Ftp, Helper::Tftp, Helper::Amanda, Helper::Irc, Helper::Sane, Helper::NetbiosNs];
+        &[Helper::Ftp, Helper::Tftp, Helper::Amanda, Helper::Irc, Helper::Sane, Helper::Pptp, Helper::NetbiosNs];
 
     /// The name that `--helper` has for it.
     pub const fn name(self) -> &'static str {
@@ -76,6 +79,7 @@ impl Helper {
             Helper::Amanda => "amanda",
             Helper::Irc => "irc",
             Helper::Sane => "sane",
+            Helper::Pptp => "pptp",
             Helper::NetbiosNs => "netbios-ns",
         }
     }
@@ -88,7 +92,7 @@ impl Helper {
     /// The transport protocol of its control connection.
     pub const fn proto(self) -> u8 {
         match self {
-            Helper::Ftp | Helper::Irc | Helper::Sane => proto::TCP,
+            Helper::Ftp | Helper::Irc | Helper::Sane | Helper::Pptp => proto::TCP,
             Helper::Tftp | Helper::Amanda | Helper::NetbiosNs => proto::UDP,
         }
     }
@@ -96,7 +100,7 @@ impl Helper {
     /// Whether it can be given to connections of this IP version.
     pub const fn serves(self, family: Family) -> bool {
         match self {
-            Helper::Irc | Helper::NetbiosNs => matches!(family, Family::V4),
+            Helper::Irc | Helper::Pptp | Helper::NetbiosNs => matches!(family, Family::V4),
             _ => true,
         }
     }
@@ -107,6 +111,7 @@ impl Helper {
             Helper::Ftp | Helper::Tftp | Helper::Sane => (1, 300),
             Helper::Amanda => (4, 180),
             Helper::Irc => (8, 300),
+            Helper::Pptp => (2, 300),
             Helper::NetbiosNs => (1, 3),
         };
         Policy { max_expected, timeout }
@@ -117,6 +122,7 @@ impl Helper {
         match self {
             Helper::Ftp => Memory::Ftp(ftp::Lines::default()),
             Helper::Sane => Memory::Sane(sane::State::default()),
+            Helper::Pptp => Memory::Pptp(pptp::Session::default()),
             _ => Memory::None,
         }
     }
@@ -142,6 +148,7 @@ pub(in crate::conntrack) enum Memory {
     None,
     Ftp(ftp::Lines),
     Sane(sane::State),
+    Pptp(pptp::Session),
 }
 
 /// Why a packet with a command in it goes no further.
@@ -183,6 +190,10 @@ pub(in crate::conntrack) struct Call<'a> {
     pub(in crate::conntrack) expectations: &'a mut Expectations,
     pub(in crate::conntrack) random: &'a mut dyn FnMut() -> u32,
     pub(in crate::conntrack) now: Instant,
+    /// Source keys of GRE.
+    pub(in crate::conntrack) keys: &'a mut Keymap,
+    /// Tuples of connections that are over, or expected no more.
+    pub(in crate::conntrack) ends: Option<[Tuple; 2]>,
     /// Seconds that the connection is to live from now on; set by a helper that wants other than its protocol's.
     pub(in crate::conntrack) refresh: Option<u32>,
 }
@@ -196,6 +207,7 @@ impl Call<'_> {
             Helper::Amanda => amanda::help(self),
             Helper::Irc => irc::help(self),
             Helper::Sane => sane::help(self),
+            Helper::Pptp => pptp::help(self),
             Helper::NetbiosNs => netbios::help(self),
         }
     }
@@ -263,6 +275,14 @@ impl Call<'_> {
             }
         }
         Err(Refused::Unexpected)
+    }
+
+    /// Writes over bytes of the payload.
+    fn rewrite(&mut self, at: usize, with: &[u8]) -> Result<(), Refused> {
+        match mangle::replace(self.packet, self.frame, at, with.len(), with) {
+            true => Ok(()),
+            false => Err(Refused::NoRoom),
+        }
     }
 
     /// Writes `with` in the place of `length` bytes of the payload, and ends `expectation` where that cannot be done.

@@ -101,6 +101,8 @@ impl Talk {
             expectations: &mut self.expectations,
             random: &mut random,
             now: Instant::from_ns(SECOND_NS),
+            keys: &mut Keymap::default(),
+            ends: None,
             refresh: None,
         };
         call.run()?;
@@ -335,6 +337,35 @@ fn sane_data_ports_are_expected_after_a_start() {
 }
 
 #[test]
+fn pptp_expects_a_tunnel_in_both_directions() {
+    let message = |kind: u8, size: usize, fields: [u8; 5]| {
+        let mut message = vec![0, 0, 0, 1, 0x1a, 0x2b, 0x3c, 0x4d, 0, kind, 0, 0];
+        message.extend(fields);
+        message.resize(12 + size, 0);
+        message
+    };
+    let mut talk = Talk::masked(Helper::Pptp);
+    talk.tuples[1].dport = 0x7777;
+    let (original, reply) = (Direction::Original, Direction::Reply);
+    talk.at(original, 1, &message(1, 144, [1, 0, 0, 0, 0])).expect("passes");
+    talk.at(reply, 1, &message(2, 144, [1, 0, 1, 0, 0])).expect("passes");
+    let asked = talk.at(original, 1, &message(7, 156, [0x11, 0x11, 0, 1, 0])).expect("passes");
+    assert_eq!(asked[12..14], [0x77, 0x77], "the number outside is the port's");
+    let answered = talk.at(reply, 1, &message(8, 20, [0x22, 0x22, 0x77, 0x77, 1])).expect("passes");
+    assert_eq!(answered[14..16], [0x11, 0x11]);
+    let follow = |direction, port| Some(Follow { direction, port });
+    assert_eq!(
+        talk.tuples(),
+        [
+            (addr(CLIENT), addr(SERVER), 0x2222, follow(original, 0x7777)),
+            (addr(SERVER), addr(OUTSIDE), 0x7777, follow(reply, 0x1111)),
+        ]
+    );
+    let sources: Vec<u16> = talk.expected().iter().map(|one| one.tuple.sport).collect();
+    assert!(sources.contains(&0x1111) && sources.contains(&0x2222), "{sources:x?}");
+}
+
+#[test]
 fn before_both_sides_have_spoken_nothing_is_read() {
     let mut talk = logged_in(Talk::plain(Helper::Ftp));
     let mut frame = talk.frame(Direction::Original, talk.seq[0], b"PORT 10,1,0,2,19,137\r\n");
@@ -353,6 +384,8 @@ fn before_both_sides_have_spoken_nothing_is_read() {
         expectations: &mut talk.expectations,
         random: &mut || 0,
         now: Instant::from_ns(SECOND_NS),
+        keys: &mut Keymap::default(),
+        ends: None,
         refresh: None,
     };
     call.run().expect("passes");
@@ -423,6 +456,28 @@ proptest! {
             }
             talk.expectations.check_invariants();
             prop_assert!(talk.expected().len() <= usize::from(helper.policy().max_expected));
+        }
+    }
+
+    /// Any control messages in any order, cut anywhere.
+    #[test]
+    fn any_calls_are_followed_safely(
+        masked: bool,
+        said in proptest::collection::vec((any::<bool>(), 0u8..18, any::<[u8; 8]>(), 0usize..230), 1..20),
+    ) {
+        let mut talk = if masked { Talk::masked(Helper::Pptp) } else { Talk::plain(Helper::Pptp) };
+        for (back, kind, mut fields, length) in said {
+            // Few numbers, so that calls meet.
+            fields.iter_mut().for_each(|byte| *byte &= 1);
+            let mut message = vec![0, 0, 0, 1, 0x1a, 0x2b, 0x3c, 0x4d, 0, kind, 0, 0];
+            message.extend(fields);
+            message.resize(length, 0);
+            let direction = if back { Direction::Reply } else { Direction::Original };
+            let arrived = talk.at(direction, 1, &message).expect("no message is dropped");
+            prop_assert_eq!(arrived.len(), message.len());
+            prop_assert!(masked || arrived == message);
+            talk.expectations.check_invariants();
+            prop_assert!(talk.expected().len() <= 2);
         }
     }
 }

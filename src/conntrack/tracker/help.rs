@@ -9,26 +9,30 @@
 
 use super::{ConnRef, Conntrack, Tracked};
 use crate::conntrack::conn::{Conn, ConnId, Prepared};
-use crate::conntrack::expect::Expectation;
+use crate::conntrack::expect::{Expectation, MasterId};
 use crate::conntrack::expected::ExpectView;
 use crate::conntrack::extra::Extra;
-use crate::conntrack::helper::{Call, Helper};
+use crate::conntrack::generic::is_enhanced;
+use crate::conntrack::helper::{Call, Helper, Memory};
 use crate::conntrack::seqadj::SeqAdjust;
+use crate::conntrack::template::Zone;
 use crate::conntrack::tuple::{CtStatus, Direction, Tuple};
 use crate::packet::Packet;
 use crate::time::{Instant, SECOND_NS};
 use crate::verdict::DropReason;
-use crate::wire::Addr;
+use crate::wire::{Addr, proto};
 
 /// How an expected connection is translated, so that it goes where its master goes (`nf_nat_follow_master`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FollowMaster {
     /// The source it gets.
     pub source: Addr,
+    /// The source port (of GRE, the key), if that is given.
+    pub source_port: Option<u16>,
     /// The destination it gets.
     pub destination: Addr,
-    /// The destination port it gets.
-    pub port: u16,
+    /// The destination port, if that is given.
+    pub port: Option<u16>,
 }
 
 impl Conntrack {
@@ -60,12 +64,46 @@ impl Conntrack {
         if expectation.helper.is_some() {
             new.conn.status = new.conn.status.with(CtStatus::HELPER);
         }
-        self.prepared_extra = Some(self.extras.add(Extra::new(expectation.helper, its_helper)));
+        let parent = self.extras.serial(expectation.master).map(|serial| (expectation.master, serial));
+        let extra = Extra { parent, ..Extra::new(expectation.helper, its_helper) };
+        self.prepared_extra = Some(self.extras.add(extra));
         self.follow = expectation.follow.map(|follow| {
             let masters = self.table.tuple(master, follow.direction.other());
-            FollowMaster { source: masters.dst, destination: masters.src, port: follow.port }
+            // Of a tunnel, the client's end is the one with another number (`pptp_nat_expected`).
+            let at_source = its_helper == Some(Helper::Pptp) && follow.direction == Direction::Original;
+            let (source_port, port) = if at_source { (Some(follow.port), None) } else { (None, Some(follow.port)) };
+            FollowMaster { source: masters.dst, source_port, destination: masters.src, port }
         });
+        self.end_partner(master, &expectation, now);
         true
+    }
+
+    /// One direction of a tunnel has begun: the other is expected no more.
+    fn end_partner(&mut self, master: ConnId, met: &Expectation, now: Instant) {
+        let Some(Extra { memory: Memory::Pptp(session), .. }) = self.extras.get(met.master) else { return };
+        let tuples = [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(master, direction));
+        let other = session.partner(met, &tuples).and_then(|tuple| self.expectations.find(&tuple, now).copied());
+        if let Some(other) = other {
+            self.expectations.remove(&other);
+            self.count_expectations();
+        }
+    }
+
+    /// A GRE packet's tuple with the source key that a helper has told of.
+    pub(super) fn with_source_key(&self, tuple: Tuple, packet: &Packet, frame: &[u8]) -> Tuple {
+        match tuple.proto == proto::GRE && !self.keys.is_empty() && is_enhanced(packet.l4_bytes(frame)) {
+            true => Tuple { sport: self.keys.source(&tuple), ..tuple },
+            false => tuple,
+        }
+    }
+
+    /// The same of the answer to such a packet, which an ICMP error quotes.
+    pub(super) fn with_answering_key(&self, answer: Tuple) -> Tuple {
+        let about = answer.inverse().filter(|tuple| tuple.proto == proto::GRE && tuple.dport != 0);
+        match about.filter(|_| !self.keys.is_empty()) {
+            Some(tuple) => Tuple { dport: self.keys.source(&Tuple { zone: 0, ..tuple }), ..answer },
+            None => answer,
+        }
     }
 
     /// How the connection that was just prepared is to be translated, if its master says so; once.
@@ -80,6 +118,7 @@ impl Conntrack {
         self.follow = None;
         if let Some(number) = self.prepared_extra.take() {
             self.expectations.remove_all(number);
+            self.keys.remove(number);
             self.extras.remove(number);
             self.count_expectations();
         }
@@ -95,14 +134,47 @@ impl Conntrack {
 
     /// A connection is about to leave the table.
     #[inline]
-    pub(super) fn remove_extra(&mut self, id: ConnId) {
+    pub(super) fn remove_extra(&mut self, id: ConnId, now: Instant) {
         if self.table.get(id).status.any(Extra::STATUS)
             && let Some(number) = self.extras.of(id)
         {
-            self.expectations.remove_all(number);
-            self.extras.remove(number);
-            self.count_expectations();
+            self.remove_extra_of(id, number, now);
         }
+    }
+
+    #[cold]
+    fn remove_extra_of(&mut self, id: ConnId, number: MasterId, now: Instant) {
+        let extra = self.extras.get(number).copied();
+        self.extras.remove(number);
+        self.expectations.remove_all(number);
+        self.keys.remove(number);
+        match extra {
+            Some(Extra { memory: Memory::Pptp(session), .. }) => {
+                let tuples = [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
+                self.end_siblings(session.siblings(&tuples), self.table.get(id).zone(), now);
+            }
+            // The tunnel is gone (`destroy_gre_conntrack`).
+            Some(Extra { parent: Some((parent, serial)), .. })
+                if self.table.get(id).proto == proto::GRE && self.extras.serial(parent) == Some(serial) =>
+            {
+                self.keys.remove(parent);
+            }
+            _ => {}
+        }
+        self.count_expectations();
+    }
+
+    /// Connections that go with another, or are expected no more (`destroy_sibling_or_exp`).
+    fn end_siblings(&mut self, tuples: [Tuple; 2], zone: Zone, now: Instant) {
+        for tuple in tuples {
+            let in_zone = Tuple { zone: zone.id, ..tuple };
+            if let Some((id, _)) = self.lookup_in(zone, tuple, now) {
+                self.remove(id, now, 0);
+            } else if let Some(expected) = self.expectations.find(&in_zone, now).copied() {
+                self.expectations.remove(&expected);
+            }
+        }
+        self.count_expectations();
     }
 
     pub(super) fn count_expectations(&mut self) {
@@ -182,7 +254,7 @@ impl Conntrack {
         };
         let (Some(number), Some(conn)) = (number, self.conn(tracked.conn)) else { return Ok(()) };
         let Conn { proto, status, .. } = *conn;
-        let zone = conn.zone().id;
+        let zone = conn.zone();
         let tuple = |direction| self.tuple(tracked.conn, direction).unwrap_or_default();
         let tuples = [tuple(Direction::Original), tuple(Direction::Reply)];
         let Some(extra) = self.extras.get_mut(number) else { return Ok(()) };
@@ -195,7 +267,7 @@ impl Conntrack {
                 helper,
                 info: tracked.info,
                 tuples,
-                zone,
+                zone: zone.id,
                 status,
                 packet,
                 frame,
@@ -205,11 +277,16 @@ impl Conntrack {
                 expectations: &mut self.expectations,
                 random,
                 now,
+                keys: &mut self.keys,
+                ends: None,
                 refresh: None,
             };
             let done = call.run();
-            let (status, refresh) = (call.status, call.refresh);
+            let (status, refresh, ends) = (call.status, call.refresh, call.ends);
             self.keep(tracked.conn, status, refresh, now);
+            if let Some(ends) = ends {
+                self.end_siblings(ends, zone, now);
+            }
             self.count_expectations();
             done?;
         }

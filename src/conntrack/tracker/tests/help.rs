@@ -139,7 +139,7 @@ fn a_translated_command_is_rewritten_and_its_connection_followed() {
     let data = talk.data(20, 5001);
     let follow = talk.lab.ct.take_follow().expect("its master is translated");
     assert_eq!((data.info, follow.source, follow.destination), (CtInfo::Related, SERVER.into(), CLIENT.into()));
-    assert_eq!((follow.port, talk.lab.ct.take_follow()), (5001, None));
+    assert_eq!((follow.port, follow.source_port, talk.lab.ct.take_follow()), (Some(5001), None, None));
 }
 
 #[test]
