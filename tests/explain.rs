@@ -35,8 +35,6 @@ tcp 8.8.8.8:53 > 10.1.0.2:22 ack, 40 bytes, ttl 9, arrives by wan0
 conntrack: NEW
   no connection has its addresses and ports; it would begin one, if it passed
 
-nat PREROUTING: nothing: this version of xrouter translates no addresses
-
 routing: lan0
   the way to 10.1.0.2 (assumed)
   40 bytes fit the MTU of 1500
@@ -78,8 +76,6 @@ fn only_what_matched_if_that_is_wanted() {
         => to chain LAN_OUT
 *    6 -A LAN_OUT -m conntrack --ctstate NEW -j ACCEPT  [configs/home-gateway.v4:18]
         => ACCEPT
-
-nat POSTROUTING: nothing: this version of xrouter translates no addresses
 
 ACCEPT by filter LAN_OUT rule 6 [configs/home-gateway.v4:18]: leaves by wan0
 ";

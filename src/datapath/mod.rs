@@ -27,7 +27,7 @@ mod witness;
 
 pub use effects::{Effects, Resolve};
 pub use shard::{Counters, Ledger, PortCounters, Shard, WallClock};
-pub use witness::{Answered, Exit, Meeting, Witness};
+pub use witness::{Answered, Ends, Exit, Meeting, Witness};
 
 use crate::arch;
 use crate::conntrack::{Candidate, ConnId, ConnRef, CtInfo, CtStatus, Direction, Manip, Template, Tracked, Tuple};
@@ -490,7 +490,7 @@ impl Path<'_> {
             let its_own = destination == packet.dst || self.policy.host_translates(packet.family);
             return if its_own { Ok(Fate::Punt) } else { Err(DropReason::NatToHost.into()) };
         }
-        self.translate(Manip::Destination, frame, packet, &passage.tracked)?;
+        self.translate_watched(Manip::Destination, frame, packet, &passage.tracked)?;
         let of_the_conn = |refusal: Refusal, passage: &Passage| Refusal { tracked: passage.tracked, ..refusal };
         if packet.family == Family::V4 {
             self.check_addresses(packet)?;
@@ -504,7 +504,7 @@ impl Path<'_> {
         self.meet(MANGLE_POSTROUTING, Hook::Postrouting, frame, packet, &mut passage, reads.as_deref_mut())?;
         self.bind(Manip::Source, frame, packet, &mut passage)?;
         self.shard.conntrack.check_masquerade(&passage.tracked, way.port, self.now)?;
-        self.translate(Manip::Source, frame, packet, &passage.tracked)?;
+        self.translate_watched(Manip::Source, frame, packet, &passage.tracked)?;
         self.leave(frame, packet, &passage, &way)?;
         let helped = self.shard.conntrack.wants_help(&passage.tracked);
         let learner = known.filter(|known| !helped && may_teach(&passage.tracked, *known));

@@ -9,7 +9,7 @@
 //! this way. It gets the packet as it came, and translates it by the same rules where it has them
 //! ([`crate::snapshot::Policy::host_translates`]).
 
-use super::{Manip, Passage, Path, Refusal, Resolve};
+use super::{Ends, Manip, Passage, Path, Refusal, Resolve};
 use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Template, Tracked, Tuple, protocol_name};
 use crate::device::Frame;
 use crate::nat;
@@ -115,6 +115,24 @@ impl Path<'_> {
             true => self.shard.conntrack.translation(tracked.conn, direction).map_or(packet.dst, |to| to.dst),
             false => packet.dst,
         }
+    }
+
+    /// [`Path::translate`], and the packet's witness is told.
+    #[inline]
+    pub(super) fn translate_watched(
+        &mut self,
+        manip: Manip,
+        frame: &mut Frame,
+        packet: &mut Packet,
+        tracked: &Tracked,
+    ) -> Result<(), DropReason> {
+        let before = self.witnessed.then(|| Ends::of(packet, manip));
+        self.translate(manip, frame, packet, tracked)?;
+        let after = Ends::of(packet, manip);
+        if let (Some(before), Some(witness)) = (before.filter(|before| *before != after), &mut self.shard.witness) {
+            witness.translated(manip, before, after);
+        }
+        Ok(())
     }
 
     /// Gives one end of a packet what its connection says (`nf_nat_inet_fn` when all is decided, `nf_nat_packet`).

@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use crate::conntrack::{Conntrack, Tracked};
+use crate::conntrack::{Conntrack, Manip, Tracked};
 use crate::device::PortId;
 use crate::packet::Packet;
 use crate::reply;
@@ -14,7 +14,7 @@ use crate::route::{Neighbour, Route};
 use crate::rules::{ChainIndex, Context, Decision, RuleCounters, RuleVector, World};
 use crate::time::Instant;
 use crate::verdict::DropReason;
-use crate::wire::Addr;
+use crate::wire::{Addr, proto};
 
 /// See the module's head. For each packet it wants, it is told in this order: that it begins, the route, conntrack, each chain
 /// that the packet enters, the exit; what does not happen is not told. Where the destination is translated, it is told the new
@@ -28,6 +28,9 @@ pub trait Witness: fmt::Debug + Send {
 
     /// The packet's destination leads here.
     fn route(&mut self, packet: &Packet, route: Route);
+
+    /// One end of the packet has been translated.
+    fn translated(&mut self, _manip: Manip, _before: Ends, _after: Ends) {}
 
     /// conntrack has spoken. An explanation may ask what would be if it had said something else.
     fn tracked(&mut self, tracked: &mut Tracked, conntrack: &Conntrack, now: Instant);
@@ -54,6 +57,39 @@ pub struct Meeting<'a, 'c> {
     pub world: &'a mut dyn World,
     /// What the rules count.
     pub counters: &'a mut RuleCounters,
+}
+
+/// One end of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ends {
+    /// Its address.
+    pub addr: Addr,
+    /// Its port, or ICMP's identifier; none where it has none.
+    pub port: Option<u16>,
+}
+
+impl Ends {
+    /// The end of a packet that `manip` translates.
+    pub(super) fn of(packet: &Packet, manip: Manip) -> Ends {
+        let has_ports = matches!(packet.proto, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP);
+        let is_query = packet.is_icmp() && !packet.is_icmp_error();
+        let (addr, port) = match manip {
+            Manip::Source => (packet.src, packet.sport),
+            Manip::Destination if is_query => (packet.dst, packet.sport),
+            Manip::Destination => (packet.dst, packet.dport),
+        };
+        Ends { addr, port: (has_ports || is_query).then_some(port) }
+    }
+}
+
+/// As in a packet's description: 10.0.0.1:80, [2001:db8::1]:80.
+impl fmt::Display for Ends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.addr.to_ip(), self.port) {
+            (addr, None) => addr.fmt(f),
+            (addr, Some(port)) => std::net::SocketAddr::new(addr, port).fmt(f),
+        }
+    }
 }
 
 /// How a packet ends its way.

@@ -4,18 +4,21 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use super::packet::{Sketch, Supposed};
-use crate::conntrack::{ConnRef, Conntrack, CtInfo, CtStatus, Direction, Tracked, Tuple};
-use crate::datapath::{Exit, Meeting, Witness};
+use crate::conntrack::{ConnRef, Conntrack, CtInfo, CtStatus, Direction, Manip, Tracked, Tuple};
+use crate::datapath::{Ends, Exit, Meeting, Witness};
 use crate::packet::Packet;
 use crate::route::Route;
 use crate::rules::{ChainIndex, Decision, Explainer, RuleStep, Ruleset};
 use crate::time::Instant;
+use crate::wire::Addr;
 
 /// What a packet met, in order.
 #[derive(Clone, Debug)]
 pub(super) enum Heard {
     /// Where its destination leads.
-    Route(Route),
+    Route(Addr, Route),
+    /// An end of it has become another: which, what it was, what it is.
+    Translated(Manip, Ends, Ends),
     /// It would begin a connection with this tuple, of another zone than 0: there may be one that nobody has copied.
     Zoned(Tuple),
     /// conntrack's word.
@@ -58,8 +61,12 @@ impl Witness for Narrator {
 
     fn begin(&mut self, _: &Packet, _: Instant) {}
 
-    fn route(&mut self, _: &Packet, route: Route) {
-        self.tell(Heard::Route(route));
+    fn route(&mut self, packet: &Packet, route: Route) {
+        self.tell(Heard::Route(packet.dst, route));
+    }
+
+    fn translated(&mut self, manip: Manip, before: Ends, after: Ends) {
+        self.tell(Heard::Translated(manip, before, after));
     }
 
     fn tracked(&mut self, tracked: &mut Tracked, conntrack: &Conntrack, _: Instant) {

@@ -5,8 +5,8 @@ use core::fmt;
 use super::narrator::Heard;
 use super::packet::message_name;
 use super::{Explanation, Stage, Told, VerdictReport};
-use crate::conntrack::{ConnRef, CtInfo, Direction, Tracked};
-use crate::datapath::{Answered, Exit};
+use crate::conntrack::{ConnRef, CtInfo, Direction, Manip, Tracked};
+use crate::datapath::{Answered, Ends, Exit};
 use crate::device::PortId;
 use crate::route::{Neighbour, Route};
 use crate::rules::{BUILTIN, Decision, Hook, RuleStep, decision_text};
@@ -25,15 +25,13 @@ impl Told<'_> {
             };
             if past_routing && !routed {
                 routed = true;
-                if self.heard.iter().any(|heard| matches!(heard, Heard::Tracked(_))) && !self.stopped_before_routing() {
-                    stages.push(plain("nat PREROUTING", NO_NAT, ""));
-                }
                 if !self.stopped_before_routing() {
                     stages.extend(self.routing());
                 }
             }
             match heard {
-                Heard::Route(_) | Heard::Zoned(_) => {}
+                Heard::Route(..) | Heard::Zoned(_) => {}
+                Heard::Translated(manip, before, after) => stages.push(self.translation(*manip, before, after)),
                 Heard::Tracked(tracked) => stages.push(self.conntrack(tracked)),
                 Heard::Chain { chain, steps, decision } => stages.push(self.chain(*chain, steps, *decision)),
                 Heard::Exit(exit) => stages.extend(self.exit(exit)),
@@ -94,11 +92,11 @@ impl Told<'_> {
     }
 
     fn routing(&self) -> Option<Stage> {
-        let route = self.heard.iter().find_map(|heard| match heard {
-            Heard::Route(route) => Some(*route),
+        // Asked twice where the destination was translated; the last counts.
+        let (to, route) = self.heard.iter().rev().find_map(|heard| match heard {
+            Heard::Route(to, route) => Some((to.to_ip(), *route)),
             _ => None,
         })?;
-        let to = self.packet.dst.to_ip();
         let says = match route {
             Route::Forward { port, gateway, .. } => match gateway {
                 Some(gateway) => format!("{} via {}", self.name(port), gateway.to_ip()),
@@ -135,12 +133,21 @@ impl Told<'_> {
         Stage { rules, file, ..plain(&name, &decision_text(decision), "") }
     }
 
+    /// What translation has made of one end.
+    fn translation(&self, manip: Manip, before: &Ends, after: &Ends) -> Stage {
+        let name = match manip {
+            Manip::Source => "nat source",
+            Manip::Destination => "nat destination",
+        };
+        let error = if self.packet.is_icmp_error() { "and in the packet that it quotes" } else { "" };
+        plain(name, &format!("{before} becomes {after}"), error)
+    }
+
     /// What is left of the way behind the last chain.
     fn exit(&self, exit: &Exit) -> Vec<Stage> {
         let Exit::Forward { port, next_hop, neighbour, .. } = *exit else { return Vec::new() };
-        let mut stages = vec![plain("nat POSTROUTING", NO_NAT, "")];
         if self.scene.routes_assumed {
-            return stages;
+            return Vec::new();
         }
         let hop = next_hop.to_ip();
         let (says, line) = match neighbour {
@@ -150,8 +157,7 @@ impl Told<'_> {
             }
             Neighbour::Unknown => (format!("{hop} is not known"), "it is asked for, and the packet waits".to_owned()),
         };
-        stages.push(plain("next hop", &format!("{says} on {}", self.name(port)), &line));
-        stages
+        vec![plain("next hop", &format!("{says} on {}", self.name(port)), &line)]
     }
 
     /// What becomes of it.
@@ -210,8 +216,6 @@ impl Told<'_> {
         report.place = step.line.map(|line| format!("{}:{line}", self.ruleset.file));
     }
 }
-
-const NO_NAT: &str = "nothing: this version of xrouter translates no addresses";
 
 fn plain(name: &str, says: &str, line: &str) -> Stage {
     let lines = if line.is_empty() { Vec::new() } else { vec![line.to_owned()] };

@@ -166,15 +166,12 @@ fn a_packet_on_its_way_out_is_told_all_the_way() {
         "ACCEPT by filter LAN_OUT rule 6 [home.v4:18]: leaves by wan0 to 192.0.2.1 (02:00:00:00:02:09)"
     );
     let names: Vec<String> = explanation.stages.iter().map(|stage| format!("{}: {}", stage.name, stage.says)).collect();
-    let nothing = "nothing: this version of xrouter translates no addresses";
     assert_eq!(
         names,
         [
             "conntrack: NEW",
-            &format!("nat PREROUTING: {nothing}"),
             "routing: wan0 via 192.0.2.1",
             "filter FORWARD: ACCEPT",
-            &format!("nat POSTROUTING: {nothing}"),
             "next hop: 192.0.2.1 is 02:00:00:00:02:09 on wan0",
         ]
     );
@@ -237,6 +234,24 @@ fn a_connection_in_a_zone_is_asked_for() {
 }
 
 #[test]
+fn what_translation_makes_of_a_packet_is_told() {
+    let v4 = "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
+              -A PREROUTING -i wan0 -p tcp --dport 8080 -j DNAT --to-destination 10.1.0.5:80\n\
+              -A POSTROUTING -o wan0 -j MASQUERADE\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
+    let scene = scene(v4, "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n");
+    let names = |explanation: &Explanation| {
+        explanation.stages.iter().map(|stage| format!("{} {}", stage.name, stage.says)).collect::<Vec<_>>()
+    };
+    let out = names(&ask(&scene, "lan", "tcp 10.1.0.5:1000 > 1.1.1.1:2"));
+    assert_eq!(out[out.len() - 3], "nat POSTROUTING ACCEPT", "{out:?}");
+    assert_eq!(out[out.len() - 2], "nat source 10.1.0.5:1000 becomes 192.0.2.9:1000");
+    let asked = ask(&scene, "wan", "tcp 8.8.8.8:1000 > 192.0.2.9:8080");
+    let forwarded = names(&asked);
+    assert_eq!(forwarded[2], "nat destination 192.0.2.9:8080 becomes 10.1.0.5:80", "{forwarded:?}");
+    assert!(asked.to_string().contains("the way to 10.1.0.5\n"), "{asked}");
+}
+
+#[test]
 fn targets_tell_what_they_change_and_other_tables_are_met() {
     let v4 = "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A PREROUTING -i wan0 -p udp -j DROP\nCOMMIT\n\
               *mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -o wan0 -p tcp\n-A FORWARD -j LOG --log-prefix \"seen \"\nCOMMIT\n\
@@ -248,7 +263,7 @@ fn targets_tell_what_they_change_and_other_tables_are_met() {
     let out = ask(&scene, "lan", "tcp 10.1.0.5:1 > 1.1.1.1:2");
     let text = names(&out);
     assert!(
-        text.starts_with("raw PREROUTING ACCEPT; conntrack not tracked; mangle PREROUTING ACCEPT; nat PREROUTING"),
+        text.starts_with("raw PREROUTING ACCEPT; conntrack not tracked; mangle PREROUTING ACCEPT; routing"),
         "{text}"
     );
     assert!(text.contains("routing wan0 via 192.0.2.1; mangle FORWARD ACCEPT; filter FORWARD ACCEPT"), "{text}");
