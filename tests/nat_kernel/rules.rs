@@ -13,13 +13,27 @@ const PORTED: [&str; 3] = ["tcp", "udp", "sctp"];
 struct Writer<'a> {
     random: &'a mut Random,
     v6: bool,
+    wide: bool,
     /// nat rules, and those of user chains behind.
     nat: String,
 }
 
-/// The ruleset of one IP version. `tight`: many connections are to share few ports.
-pub(crate) fn ruleset(random: &mut Random, v6: bool, tight: bool, zones: Zones) -> String {
-    let mut writer = Writer { random, v6, nat: String::new() };
+/// What all rules of a sequence have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Flavour {
+    pub(crate) v6: bool,
+    /// Many connections are to share few ports.
+    pub(crate) tight: bool,
+    /// Some of IPv6's ranges differ in more than one word of the address. Then NETMAP is left out, which would make unknown
+    /// neighbours of them.
+    pub(crate) wide: bool,
+    pub(crate) zones: Zones,
+}
+
+/// The ruleset of one IP version.
+pub(crate) fn ruleset(random: &mut Random, flavour: Flavour) -> String {
+    let Flavour { v6, tight, wide, zones } = flavour;
+    let mut writer = Writer { random, v6, wide, nat: String::new() };
     match tight {
         true => writer.tight(),
         false => writer.nat(),
@@ -158,9 +172,13 @@ impl Writer<'_> {
                     if ported { self.random.pick(&["", " --to-ports 8080", " --to-ports 7000-7003"]) } else { "" };
                 format!("REDIRECT{ports}")
             }
-            (2, Hook::In) => format!("NETMAP --to {}", self.random.pick(&[self.network(1), self.network(2)])),
+            (2, Hook::In) if !self.wide => {
+                format!("NETMAP --to {}", self.random.pick(&[self.network(1), self.network(2)]))
+            }
             (_, Hook::In) => self.dnat(ported),
-            (1 | 2, Hook::Out) => format!("NETMAP --to {}", self.random.pick(&[self.network(7), self.network(2)])),
+            (1 | 2, Hook::Out) if !self.wide => {
+                format!("NETMAP --to {}", self.random.pick(&[self.network(7), self.network(2)]))
+            }
             (3..=6, Hook::Out) => self.masquerade(identified),
             (_, Hook::Out) => self.snat(identified),
         };
@@ -341,7 +359,7 @@ impl Writer<'_> {
             "fd07::64-fd07::ffff:ffff:ffff:ffff",
             "fd07::-fd09::",
         ];
-        let to = if self.v6 && self.random.one_in(10) { self.random.pick(&wide).to_owned() } else { to };
+        let to = if self.wide && self.random.one_in(3) { self.random.pick(&wide).to_owned() } else { to };
         let flags = self.flags(&["--random", "--random-fully", "--persistent", "--random --persistent"]);
         format!("SNAT --to-source {to}{flags}")
     }

@@ -9,7 +9,7 @@ use xrouter::device::PortId;
 use crate::flow::{Flaw, Flow, SCTP, Step, Teller, UDPLITE, What};
 use crate::generate::{Random, sctp, tcp};
 use crate::place::address;
-use crate::rules;
+use crate::rules::{self, Flavour};
 use crate::testing;
 
 /// See the module's head.
@@ -81,7 +81,8 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
     // Many connections for few ports, which become free as connections end.
     let tight = random.one_in(6);
     let zones = random.pick(&[Zones::None, Zones::None, Zones::None, Zones::None, Zones::One, Zones::Clients]);
-    let rules = rules::ruleset(random, v6, tight, zones);
+    let flavour = Flavour { v6, tight, wide: v6 && random.one_in(4), zones };
+    let rules = rules::ruleset(random, flavour);
     let one = random.pick(&[None, None, Some(6u8), Some(6), Some(17)]);
     let mut flows = Vec::new();
     let mut talks = Vec::new();
@@ -111,8 +112,7 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
             steps.extend(vec![steps[steps.len() - 1].clone(); random.below(4) as usize]);
         }
     }
-    let later =
-        random.one_in(6).then(|| (random.below(steps.len() as u64) as usize, rules::ruleset(random, v6, tight, zones)));
+    let later = random.one_in(6).then(|| (random.below(steps.len() as u64) as usize, rules::ruleset(random, flavour)));
     Sequence { settings, v6, rules, later, zones, flows, steps }
 }
 
