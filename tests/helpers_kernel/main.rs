@@ -7,6 +7,7 @@ mod dialogues;
 mod kernel;
 mod ours;
 mod pptp;
+mod random;
 mod talk;
 #[path = "../../src/conntrack/testing.rs"]
 mod testing;
@@ -175,6 +176,26 @@ fn other_helpers_read_and_write_as_the_kernel_does() {
             talk.say(&mut line, false, b"me");
             talk.look();
         });
+    }
+    pair.end();
+}
+
+/// Dialogues at random; `XROUTER_PARITY_COUNT` says how many, `XROUTER_PARITY_SEED` from which number on.
+#[test]
+fn random_dialogues_go_as_through_the_kernel() {
+    if !can_run() {
+        return;
+    }
+    let asked =
+        |name: &str| std::env::var(format!("XROUTER_PARITY_{name}")).ok().and_then(|text| text.parse::<u64>().ok());
+    let (first, count) = (asked("SEED").unwrap_or(1), asked("COUNT").unwrap_or(60));
+    let mut pair = Pair::new();
+    let each = Nat::ALL.len() as u64;
+    for nat in Nat::ALL {
+        pair.load(&nat.rules());
+        for seed in (first..first + count).filter(|seed| Nat::ALL[(seed % each) as usize] == nat) {
+            pair.run(&format!("{nat:?} random {seed}"), |talk| random::dialogue(talk, nat, seed));
+        }
     }
     pair.end();
 }
