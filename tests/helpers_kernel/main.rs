@@ -180,6 +180,71 @@ fn other_helpers_read_and_write_as_the_kernel_does() {
     pair.end();
 }
 
+/// Two control connections announce the same port, and a command grows beyond what the way out takes.
+#[test]
+fn conflicts_end_as_the_kernels_end() {
+    if !can_run() {
+        return;
+    }
+    let mut pair = Pair::new();
+    for nat in Nat::ALL {
+        pair.load(&nat.rules());
+        pair.run(&format!("{nat:?} twice the same port"), |talk| {
+            let mut first = login(talk, nat, false);
+            talk.say(&mut first, true, b"PORT 10,1,0,2,19,137\r\n");
+            let mut second = line(nat, 6, false, 21);
+            second.ends[1].port = 40_001;
+            second.ends[0].peer_port = 40_001;
+            talk.open(&mut second);
+            talk.say(&mut second, true, b"USER me\r\n");
+            let before = talk.transcript.len();
+            let arrived = talk.say(&mut second, true, b"PORT 10,1,0,2,19,137\r\n");
+            if let Some(read) = arrived {
+                // Another port, left to chance.
+                talk.transcript.truncate(before);
+                let text = String::from_utf8_lossy(&read.payload).into_owned();
+                let numbers: Vec<u32> =
+                    text.split(|byte: char| !byte.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+                let [.., high, low] = numbers[..] else { panic!("{text}") };
+                assert!(high * 256 + low > 5001 && high < 256 && low < 256, "{text}");
+                talk.note(&format!("told {:?}", &numbers[..4]));
+                let count = talk.router.expected().len();
+                talk.note(&format!("{count} expected"));
+            } else {
+                talk.look();
+            }
+            talk.say(&mut first, false, b"200 ok\r\n");
+        });
+        for (length, dont_fragment) in [(1498, true), (1499, true), (1500, true)] {
+            pair.run(&format!("{nat:?} {length} bytes, DF {dont_fragment}"), |talk| {
+                let mut line = login(talk, nat, false);
+                let mut text = b"PORT 10,1,0,2,19,137\r\n".to_vec();
+                text.resize(length - 40, b'x');
+                let end = *line.end(true);
+                let segment = testing::Segment {
+                    sport: end.port,
+                    dport: end.peer_port,
+                    seq: end.seq,
+                    ack: end.wants,
+                    flags: testing::flags("PA"),
+                    window: 64_000,
+                    options: Vec::new(),
+                    payload: 0,
+                };
+                let mut packet = testing::ip(end.addr, end.peer, 6, &[segment.bytes(), text].concat());
+                packet[6] |= 0x40;
+                packet[10..12].fill(0);
+                let check = !testing::sum(&[&packet[..20]]);
+                packet[10..12].copy_from_slice(&check.to_be_bytes());
+                talk.send(true, &packet);
+                talk.look();
+                talk.say(&mut line, false, b"200 ok\r\n");
+            });
+        }
+    }
+    pair.end();
+}
+
 /// Dialogues at random; `XROUTER_PARITY_COUNT` says how many, `XROUTER_PARITY_SEED` from which number on.
 #[test]
 fn random_dialogues_go_as_through_the_kernel() {
