@@ -516,7 +516,7 @@ fn observed(name: &str, context: &Context<'_>, world: &dyn World) -> String {
         "sctp" | "udplite" | "dccp" => format!("its ports are {} > {}", packet.sport, packet.dport),
         "string" => "not found in it".to_owned(),
         "rpfilter" => "its way back says otherwise".to_owned(),
-        "helper" => "its connection has no helper".to_owned(),
+        "helper" => "no connection with that helper expected its connection".to_owned(),
         _ => "the packet is not so".to_owned(),
     }
 }

@@ -1,6 +1,8 @@
 //! Application helpers against the running kernel's: the same dialogues through both, and every packet that comes out
 //! compared byte for byte, expectations and connections line for line.
 //!
+//! `XROUTER_SHOW` prints what the kernel said, `XROUTER_PARITY_ALL` has every dialogue under every translation.
+//!
 //! Needs root, a kernel with network namespaces and the helpers, iptables-legacy and conntrack; says so and passes without.
 
 mod dialogues;
@@ -64,7 +66,7 @@ impl Pair {
             self.wrong.push(format!("{name}: line {at}\n  kernel: {theirs}\n  ours:   {mine}"));
         }
         if std::env::var_os("XROUTER_SHOW").is_some() {
-            println!("== {name}\n   {}", theirs.join("\n   "));
+            eprintln!("== {name}\n   {}", theirs.join("\n   "));
         }
     }
 

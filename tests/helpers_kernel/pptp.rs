@@ -51,8 +51,11 @@ fn call(talk: &mut Talk<'_>, line: &mut Line, inside: u16, server: u16) -> u16 {
     heard
 }
 
+/// What both sides do, under a translation.
+type Case = fn(&mut Talk<'_>, Nat);
+
 /// Every case under one translation.
-pub(crate) const CASES: &[(&str, fn(&mut Talk<'_>, Nat))] = &[
+pub(crate) const CASES: &[(&str, Case)] = &[
     ("the client's tunnel first", |talk, nat| {
         let mut line = session(talk, nat);
         let heard = call(talk, &mut line, 0x1111, 0x2222);
