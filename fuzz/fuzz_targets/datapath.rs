@@ -31,6 +31,29 @@ const RULES: &str = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT 
     -A new -p udp -m multiport --dports 53,123 -j ACCEPT\n\
     -A new -m state --state NEW -j ACCEPT\nCOMMIT\n";
 
+/// With everything translated that can be, helpers, scarce ports, and ports lent in blocks.
+const TRANSLATING: &str = "*raw\n:PREROUTING ACCEPT [0:0]\n\
+    -A PREROUTING -p tcp -m tcp --dport 21 -j CT --helper ftp\n\
+    -A PREROUTING -p udp -m udp --dport 69 -j CT --helper tftp\n\
+    -A PREROUTING -p udp -m udp --dport 10080 -j CT --helper amanda\n\
+    -A PREROUTING -p tcp -m tcp --dport 6667 -j CT --helper irc\n\
+    -A PREROUTING -p tcp -m tcp --dport 1723 -j CT --helper pptp\n\
+    -A PREROUTING -p tcp -m tcp --dport 6566 -j CT --helper sane\nCOMMIT\n\
+    *nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
+    -A PREROUTING -i wan0 -d 10.2.0.1/32 -p tcp -j DNAT --to-destination 10.1.0.2\n\
+    -A PREROUTING -i wan0 -p udp -m udp --dport 1000:2000 -j DNAT --to-destination 10.1.0.2-10.1.0.3:500-600/1000\n\
+    -A PREROUTING -p tcp -m tcp --dport 81 -j REDIRECT --to-ports 80\n\
+    -A POSTROUTING -o wan0 -p udp -m udp --dport 53 -j SNAT --to-source 10.2.0.1:1024-1151 --port-block-size 64 --port-blocks 2\n\
+    -A POSTROUTING -o wan0 -p udp -m udp --dport 54 -j MASQUERADE --endpoint-independent-filtering\n\
+    -A POSTROUTING -s 10.1.0.8/29 -o wan0 -j NETMAP --to 10.2.0.8/29\n\
+    -A POSTROUTING -o wan0 -j MASQUERADE\nCOMMIT\n\
+    *filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n";
+const TRANSLATING6: &str = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 21 -j CT --helper ftp\nCOMMIT\n\
+    *nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
+    -A PREROUTING -i wan0 -d fd02::1/128 -j DNAT --to-destination fd01::2\n\
+    -A POSTROUTING -o wan0 -j MASQUERADE\nCOMMIT\n\
+    *filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n";
+
 thread_local! {
     /// Frames live as long as the process: one set serves every case.
     static POOL: Cell<Option<FramePool>> = const { Cell::new(None) };
@@ -39,21 +62,50 @@ thread_local! {
 #[derive(Arbitrary, Debug)]
 enum Op {
     /// Any bytes.
-    Raw { wan: bool, frame: Vec<u8> },
+    Raw {
+        wan: bool,
+        frame: Vec<u8>,
+    },
     /// A frame that gets past the link layer, with an IPv4 header whose checksum is right.
-    Ipv4 { wan: bool, proto: u8, ends: u8, ttl: u8, options: u8, payload: Vec<u8>, finish: bool },
+    Ipv4 {
+        wan: bool,
+        proto: u8,
+        ends: u8,
+        ttl: u8,
+        options: u8,
+        payload: Vec<u8>,
+        finish: bool,
+    },
     /// The same for IPv6.
-    Ipv6 { wan: bool, next: u8, ends: u8, hops: u8, payload: Vec<u8> },
+    Ipv6 {
+        wan: bool,
+        next: u8,
+        ends: u8,
+        hops: u8,
+        payload: Vec<u8>,
+    },
+    /// What the last packet that left is answered with, by TCP or UDP over IPv4.
+    Answer {
+        flags: u8,
+        payload: Vec<u8>,
+    },
     /// The batch so far is processed.
     Process,
-    Wait { milliseconds: u16 },
-    Neighbour { wan: bool, host: u8, state: u8 },
+    Wait {
+        milliseconds: u16,
+    },
+    Neighbour {
+        wan: bool,
+        host: u8,
+        state: u8,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
 struct Case {
     max: u8,
     checksum: bool,
+    translates: bool,
     operations: Vec<Op>,
 }
 
@@ -87,17 +139,25 @@ struct World {
     effects: Effects,
     now: Instant,
     sent_in: u64,
+    /// The last packet that left, and by which port.
+    last: Option<(bool, Vec<u8>)>,
 }
 
 impl World {
     fn new(case: &Case) -> World {
         let vector = |text: &str, family| {
-            RuleVector::compile(&rules::load("fuzz", text, family, &["lan0", "wan0"]).expect("the fuzzer's rules are good"))
+            RuleVector::compile(
+                &rules::load("fuzz", text, family, &["lan0", "wan0"]).expect("the fuzzer's rules are good"),
+            )
         };
         let policy = Policy {
             generation: 1,
-            v4: vector(RULES, Family::V4),
-            v6: vector(&rules::default_policy(Family::V6, "lan0", "wan0"), Family::V6),
+            v4: vector(if case.translates { TRANSLATING } else { RULES }, Family::V4),
+            v6: match case.translates {
+                true => vector(TRANSLATING6, Family::V6),
+                false => vector(&rules::default_policy(Family::V6, "lan0", "wan0"), Family::V6),
+            },
+            host_nat: false,
         };
         let settings = Settings { max: usize::from(case.max) + 1, checksum: case.checksum, ..Settings::default() };
         let mut builder = routing();
@@ -111,6 +171,7 @@ impl World {
             effects: Effects::new(BATCH),
             now: Instant::from_secs(1),
             sent_in: 0,
+            last: None,
         }
     }
 
@@ -138,6 +199,7 @@ impl World {
             for frame in self.effects.transmit[port.index()].drain(..) {
                 let packet = Packet::parse(frame.bytes(), port, false).expect("what leaves is a good packet");
                 assert!(packet.ttl > 0 && packet.frame_len() == frame.len());
+                self.last = Some((port == PortId::WAN, frame.bytes().to_vec()));
                 self.pool.put(frame);
             }
         }
@@ -145,7 +207,8 @@ impl World {
             self.pool.put(frame);
         }
         for record in self.effects.logs.drain(..) {
-            assert!(rules::log_line(&record, &["lan0", "wan0"]).starts_with("INVALID: IN="));
+            let line = rules::log_line(&record, &["lan0", "wan0"]);
+            assert!(line.starts_with("INVALID: IN=") || line.starts_with("nat: "), "{line}");
         }
         self.effects.resolve.clear();
         assert_eq!(self.pool.len() + self.shard.waiting() + self.batch.len(), FRAMES, "a frame was lost or made");
@@ -184,6 +247,14 @@ impl World {
                 bytes.extend(payload);
                 self.push(*wan, &bytes);
             }
+            Op::Answer { flags, payload } => {
+                self.process();
+                if let Some((wan, answer)) =
+                    self.last.as_ref().and_then(|(wan, frame)| Some((*wan, answer(*wan, frame, *flags, payload)?)))
+                {
+                    self.push(wan, &answer);
+                }
+            }
             Op::Process => self.process(),
             Op::Wait { milliseconds } => {
                 self.process();
@@ -203,6 +274,40 @@ impl World {
             }
         }
     }
+}
+
+/// What the receiver of a frame sends back: addresses, ports and sequence numbers that fit, the rest as asked.
+fn answer(wan: bool, frame: &[u8], flags: u8, payload: &[u8]) -> Option<Vec<u8>> {
+    let packet = Packet::parse(frame, PortId::LAN, false).ok()?;
+    if packet.family != Family::V4 || packet.l4_len < 8 {
+        return None;
+    }
+    let mut l4 = [packet.dport.to_be_bytes(), packet.sport.to_be_bytes()].concat();
+    match packet.proto {
+        6 => {
+            let syn_or_fin = u32::from(packet.tcp_flags & 3 != 0);
+            let ack = packet.seq.wrapping_add(u32::from(packet.tcp_payload_len())).wrapping_add(syn_or_fin);
+            l4.extend(packet.ack.to_be_bytes());
+            l4.extend(ack.to_be_bytes());
+            l4.extend([0x50, flags, 0x20, 0, 0, 0, 0, 0]);
+        }
+        17 => {
+            l4.extend((8 + payload.len() as u16).to_be_bytes());
+            l4.extend([0; 2]);
+        }
+        _ => return None,
+    }
+    l4.extend(&payload[..payload.len().min(1400)]);
+    let mut bytes = link(wan, 0x0800);
+    bytes.extend([0x45, 0]);
+    bytes.extend((20 + l4.len() as u16).to_be_bytes());
+    bytes.extend([0, 1, 0x40, 0, 64, packet.proto, 0, 0]);
+    bytes.extend(packet.dst.v4_bits().to_be_bytes());
+    bytes.extend(packet.src.v4_bits().to_be_bytes());
+    ipv4::set_checksum(&mut bytes[14..34]);
+    bytes.extend(l4);
+    finish_checksum(&mut bytes);
+    Some(bytes)
 }
 
 fn link(wan: bool, ethertype: u16) -> Vec<u8> {
@@ -233,6 +338,7 @@ fuzz_target!(|case: Case| {
         world.step(op);
     }
     world.process();
+    world.shard.conntrack.check();
     let counters = &world.shard.counters;
     let received: u64 = counters.ports.iter().map(|port| port.receive_packets).sum();
     assert_eq!(received, world.sent_in);
