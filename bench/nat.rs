@@ -226,8 +226,10 @@ fn new_flows() {
 fn search(percent: usize) {
     let nat = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o wan0 -p udp -j SNAT --to-source 10.2.0.1:1024-65535\nCOMMIT\n";
     let mut rig = Rig::new(4 * PORTS, &format!("{nat}{PLAIN}"));
-    rig.order = (0..(PORTS * percent / 100) as u32).collect();
+    // Clients draw theirs at random.
+    rig.order = (0..PORTS as u32).collect();
     rig.shuffle();
+    rig.order.truncate(PORTS * percent / 100);
     // Each keeps its own port: that many are in use to this server's port.
     for index in 0..rig.order.len() {
         let ends = flow(rig.order[index] as usize);

@@ -177,6 +177,16 @@ impl Conn {
         Tuple { src, dst, sport, dport, proto: self.proto, family, zone: self.zone().of(direction) }
     }
 
+    /// What a packet of TCP or UDP over IPv4 in `direction` leaves with: the inverse of the other direction's tuple.
+    #[inline(always)]
+    pub(super) fn leaves_as_v4(&self, direction: Direction) -> EndsV4 {
+        let (src, dst, sport, dport) = match direction {
+            Direction::Original => (self.reply_dst, self.reply_src, self.reply_dport, self.reply_sport),
+            Direction::Reply => (self.dst, self.src, self.dport, self.sport),
+        };
+        EndsV4 { src, dst, sport, dport }
+    }
+
     /// Whether one of its addresses or ports is translated.
     #[inline(always)]
     pub fn is_translated(&self) -> bool {
@@ -238,6 +248,16 @@ impl Conn {
     pub fn expires(&self) -> Instant {
         self.expires
     }
+}
+
+/// Both ends of a packet over IPv4, in host order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)] // the names are the documentation
+pub struct EndsV4 {
+    pub src: u32,
+    pub dst: u32,
+    pub sport: u16,
+    pub dport: u16,
 }
 
 /// What few translated connections have, one byte for each.

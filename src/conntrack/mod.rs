@@ -37,7 +37,7 @@ mod wheel;
 mod xml;
 
 pub use blocks::{BLOCKS_MAX, BlockEvent, PortBlock};
-pub use conn::{Conn, ConnId};
+pub use conn::{Conn, ConnId, EndsV4};
 pub use event::{Event, EventKind, EventMask};
 pub use expect::{Expectation, Expectations, Follow, MasterId, SourceMask, Unexpected};
 pub use expected::{ExpectTuple, ExpectView};

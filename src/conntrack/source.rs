@@ -7,21 +7,21 @@
 //! chain links, however many share the source.
 
 use super::conn::ConnId;
+use crate::arch;
 
 /// See the module's head. Numbers in the arrays are one more than a record's, 0 is none: memory that is all zero is empty.
 #[derive(Debug)]
 pub(super) struct Sources {
     heads: Vec<u32>,
-    next: Vec<u32>,
-    /// The one before in the chain.
-    previous: Vec<u32>,
+    /// By record number: the next of its chain, and the one before.
+    links: Vec<[u32; 2]>,
     len: usize,
 }
 
 impl Sources {
     /// Of no connection, with room for `capacity`.
     pub(super) fn new(capacity: usize) -> Sources {
-        Sources { heads: vec![0; capacity], next: vec![0; capacity], previous: vec![0; capacity], len: 0 }
+        Sources { heads: vec![0; capacity], links: vec![[0; 2]; capacity], len: 0 }
     }
 
     /// Connections in it.
@@ -38,22 +38,28 @@ impl Sources {
         ((u128::from(hash) * self.heads.len() as u128) >> 64) as usize
     }
 
+    /// Asks for what [`Sources::of`] reads first to be brought close.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u64) {
+        arch::prefetch(&self.heads[self.chain(hash)]);
+    }
+
     /// Puts a connection first. `hash` is that of its source.
     pub(super) fn insert(&mut self, id: ConnId, hash: u64) {
         let chain = self.chain(hash);
         let head = std::mem::replace(&mut self.heads[chain], id.0 + 1);
-        (self.next[id.index()], self.previous[id.index()]) = (head, 0);
+        self.links[id.index()] = [head, 0];
         if let Some(second) = head.checked_sub(1) {
-            self.previous[second as usize] = id.0 + 1;
+            self.links[second as usize][1] = id.0 + 1;
         }
         self.len += 1;
     }
 
     /// Takes a connection out that is in it.
     pub(super) fn remove(&mut self, id: ConnId, hash: u64) {
-        let (next, previous) = (self.next[id.index()], self.previous[id.index()]);
+        let [next, previous] = self.links[id.index()];
         match previous.checked_sub(1) {
-            Some(previous) => self.next[previous as usize] = next,
+            Some(previous) => self.links[previous as usize][0] = next,
             None => {
                 let chain = self.chain(hash);
                 assert!(self.heads[chain] == id.0 + 1, "a connection leaves the chain it is in");
@@ -61,7 +67,7 @@ impl Sources {
             }
         }
         if let Some(next) = next.checked_sub(1) {
-            self.previous[next as usize] = previous;
+            self.links[next as usize][1] = previous;
         }
         self.len -= 1;
     }
@@ -71,7 +77,7 @@ impl Sources {
         let mut at = self.heads[self.chain(hash)];
         std::iter::from_fn(move || {
             let id = ConnId(at.checked_sub(1)?);
-            at = self.next[id.index()];
+            at = self.links[id.index()][0];
             Some(id)
         })
     }

@@ -773,6 +773,7 @@ impl Conntrack {
         }
         // The rules come first, so there is time.
         self.table.prefetch_insert(self.hash(&new.tuple(Direction::Reply)));
+        self.prefetch_source(&tuple);
         self.prepared = Some(new);
         let info = if status.any(CtStatus::EXPECTED) { CtInfo::Related } else { CtInfo::New };
         Ok(Tracked { info, conn: ConnRef::Prepared, status })

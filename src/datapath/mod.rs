@@ -30,7 +30,9 @@ pub use shard::{Counters, Ledger, PortCounters, Shard, WallClock};
 pub use witness::{Answered, Ends, Exit, Meeting, Witness};
 
 use crate::arch;
-use crate::conntrack::{Candidate, ConnId, ConnRef, CtInfo, CtStatus, Direction, Manip, Template, Tracked, Tuple};
+use crate::conntrack::{
+    Candidate, ConnId, ConnRef, CtInfo, CtStatus, Direction, EndsV4, Manip, Template, Tracked, Tuple,
+};
 use crate::device::{Frame, PortId};
 use crate::packet::{L4, Packet};
 use crate::reply;
@@ -409,7 +411,13 @@ impl Path<'_> {
         if let Some(trace) = trace {
             shortcuts.count(trace, packet.l3_len);
         }
-        let translated = tracked.status.any(CtStatus::NAT);
+        let mut translated = tracked.status.any(CtStatus::NAT);
+        if translated && trace.is_some() && packet.family == Family::V4 {
+            // Nobody looks at it between the two ends.
+            let EndsV4 { src, dst, sport, dport } = self.shard.conntrack.translation_v4(known);
+            rewrite::translate_both_v4(frame.bytes_mut(), packet, [src, dst], [sport, dport]);
+            translated = false;
+        }
         if translated && let Err(reason) = self.translate(Manip::Destination, frame, packet, &tracked) {
             return Fate::Refuse(reason.into());
         }

@@ -70,6 +70,11 @@ pub fn bind_null(conntrack: &mut Conntrack, manip: Manip, random: &mut dyn FnMut
     let Some(current) = conntrack.prepared_tuple() else { return };
     let own = match manip {
         Manip::Source => current.src,
+        // A destination without a range of ports stays as it is, free or not; only identifiers are looked for. (The lookup
+        // that need not be is a cache miss for each new connection.)
+        Manip::Destination if !matches!(current.proto, proto::ICMP | proto::ICMPV6 | proto::GRE) => {
+            return conntrack.bind(manip, &current);
+        }
         Manip::Destination => current.dst,
     };
     bind(conntrack, manip, &NatRange { addresses: Some((own, own)), ..NatRange::default() }, random, now);

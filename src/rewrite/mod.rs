@@ -5,7 +5,7 @@
 
 mod translate;
 
-pub use translate::{End, Translation, translate, translate_error};
+pub use translate::{End, Translation, translate, translate_both_v4, translate_error};
 
 use crate::packet::{L4, Packet};
 use crate::wire::{self, Addr, Family, Mac, checksum, ethernet, icmpv6, ipv4, ipv6, proto, tcp, udp};

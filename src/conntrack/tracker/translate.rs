@@ -3,7 +3,7 @@
 
 use super::{ConnRef, Conntrack, Tracked};
 use crate::conntrack::blocks::{BlockEvent, PortBlock};
-use crate::conntrack::conn::{Conn, ConnId, Prepared, TranslationNote};
+use crate::conntrack::conn::{Conn, ConnId, EndsV4, Prepared, TranslationNote};
 use crate::conntrack::mapping::Side;
 use crate::conntrack::tcp::TcpState;
 use crate::conntrack::template::{Zone, ZoneDirection};
@@ -356,6 +356,21 @@ impl Conntrack {
         let mapped = noted(TranslationNote::OUTWARD) + noted(TranslationNote::INWARD);
         assert_eq!(self.mappings.uses(), mapped, "mappings");
         assert_eq!(self.blocks.uses(), noted(TranslationNote::BLOCK), "blocks");
+    }
+
+    /// Asks for what [`Conntrack::mapping_of_source`] reads first, where connections are translated.
+    #[inline]
+    pub(super) fn prefetch_source(&self, original: &Tuple) {
+        if self.translates() {
+            self.sources.prefetch(self.hash(&source_of(original)));
+        }
+    }
+
+    /// How a packet of TCP or UDP over IPv4 in `direction` of a connection in the table leaves. (Its four fields are in the
+    /// record's own line; [`Conntrack::translation`] makes two tuples of them.)
+    #[inline(always)]
+    pub fn translation_v4(&self, (id, direction): (ConnId, Direction)) -> EndsV4 {
+        self.table.get(id).leaves_as_v4(direction)
     }
 
     /// A connection comes into the table, or leaves it.
