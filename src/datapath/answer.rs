@@ -91,6 +91,9 @@ impl Path<'_> {
             Ok(packet) => {
                 let error = reply::Error::host_unreachable(packet.family);
                 let tracked = self.connection_of_translated(&packet);
+                // Which port it came in by is not known any more: the one that leads back.
+                let back = self.way_back(&packet, &tracked).map_or(port, |hop| hop.port);
+                let packet = Packet { port: back, ..packet };
                 self.refuse(frame, &packet, &Refusal { tracked, ..Refusal::with(DropReason::NeighbourFailed, error) })
             }
             Err(reason) => self.drop(frame, reason),

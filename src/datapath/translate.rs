@@ -10,7 +10,7 @@
 //! ([`crate::snapshot::Policy::host_translates`]).
 
 use super::{Ends, Manip, Passage, Path, Refusal, Resolve};
-use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Template, Tracked, Tuple, protocol_name};
+use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Tracked, Tuple, protocol_name};
 use crate::device::Frame;
 use crate::nat;
 use crate::packet::Packet;
@@ -209,7 +209,8 @@ impl Path<'_> {
 
     /// An answer of the router's own on its way through OUTPUT and POSTROUTING, to the next hop `hop`: gives where it goes then.
     /// It leaves as a packet of the connection that the packet is of, the other way (`nf_ct_attach`). Where that is of none
-    /// (INVALID, UNTRACKED) conntrack looks at the answer, as at all that a host sends: it may be of a connection even so.
+    /// (INVALID, UNTRACKED) conntrack looks at the answer, as at all that a host sends: it may be of a connection even so. But
+    /// it changes none: a packet that is no part of a connection shall not have it ended by a reset of our own.
     /// `None`: it cannot be translated.
     #[cold]
     pub(super) fn translate_answer(
@@ -224,7 +225,8 @@ impl Path<'_> {
             return Some(hop);
         }
         let mut answer = Packet::parse(frame.bytes(), of.port, false).ok()?;
-        let tracked = if alone { self.track_answer(frame, &answer) } else { backwards(tracked) };
+        let tracked =
+            if alone { self.shard.conntrack.peek(&answer, frame.bytes(), self.now) } else { backwards(tracked) };
         let before = answer.dst;
         self.translate(Manip::Destination, frame, &mut answer, &tracked).ok()?;
         // Without a connection nobody could say beforehand whom the answer goes to (`ip_route_me_harder`).
@@ -234,15 +236,6 @@ impl Path<'_> {
         };
         self.translate(Manip::Source, frame, &mut answer, &tracked).ok()?;
         Some(hop)
-    }
-
-    /// What conntrack says of an answer that was not given a connection. None begins with it.
-    fn track_answer(&mut self, frame: &Frame, answer: &Packet) -> Tracked {
-        let conntrack = &mut self.shard.conntrack;
-        let hash = conntrack.hash(&Tuple::of(answer));
-        let tracked = conntrack.track(answer, frame.bytes(), hash, Template::DEFAULT, self.now);
-        conntrack.forget_prepared();
-        tracked.ok().filter(|tracked| tracked.conn != ConnRef::Prepared).unwrap_or(Tracked::INVALID)
     }
 
     /// No port or address was free for this packet's connection.

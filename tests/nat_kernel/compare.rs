@@ -87,7 +87,7 @@ impl Pair {
             self.packets += 1;
             let (out, fate) = self.send(port, &packet, *zones).map_err(|what| failed(at, what))?;
             punted += u64::from(fate.punted);
-            if *zones == Zones::Clients && self.either_would_do() {
+            if fate.parted || *zones == Zones::Clients && self.either_would_do() {
                 return Ok(());
             }
             self.count(port, &packet, &out, &fate);
@@ -160,6 +160,9 @@ impl Pair {
                 self.ours.entries(now)
             ));
         }
+        if mine.reset && self.tables_differ(now) {
+            return Ok((theirs, Fate { parted: true, ..mine }));
+        }
         let count = self.kernel.table.count();
         let entries = self.ours.entries(now);
         if count != entries.len() {
@@ -172,6 +175,12 @@ impl Pair {
             }
         }
         Ok((theirs, mine))
+    }
+
+    /// Wanted: a reset of our own changes no connection but that of the packet it answers. Linux's may end another, that the packet
+    /// was no part of (the scenario `reject_reset_of_invalid`).
+    fn tables_differ(&mut self, now: Instant) -> bool {
+        self.kernel.table.count() != self.ours.entries(now).len() || self.compare_entries().is_err()
     }
 
     /// Every connection of both.

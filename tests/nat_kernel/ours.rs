@@ -8,6 +8,7 @@ use xrouter::snapshot::{Policy, Routing};
 use xrouter::time::Instant;
 use xrouter::wire::Family;
 
+use crate::flow::packet_proto;
 use crate::kernel::Out;
 use crate::place::{PORTS, routing};
 use crate::step::{Entry, Side};
@@ -34,6 +35,10 @@ pub(crate) struct Fate {
     pub(crate) punted: bool,
     /// What came out is an answer of the router's own.
     pub(crate) answered: bool,
+    /// That is a reset.
+    pub(crate) reset: bool,
+    /// After it both sides need not have the same connections.
+    pub(crate) parted: bool,
     /// There would have been an answer, but for its rate.
     pub(crate) limited: bool,
 }
@@ -111,8 +116,11 @@ impl Ours {
         buffer.fill(frame);
         self.batch.push(port, buffer);
         let fate = self.process(now);
+        let answered = self.shard.counters.replies > answers;
+        let is_tcp = |(_, frame): &(PortId, Vec<u8>)| packet_proto(&frame[14..]) == Some(6);
         Fate {
-            answered: self.shard.counters.replies > answers,
+            answered,
+            reset: answered && fate.out.iter().any(is_tcp),
             limited: self.shard.counters.replies_limited > limited,
             ..fate
         }

@@ -1,9 +1,11 @@
 //! What rules ask about connections, beyond what a packet's own tracking has told. Nothing here changes anything.
 
-use super::{ConnRef, Conntrack};
-use crate::conntrack::conn::Conn;
+use super::{ConnRef, Conntrack, Outcome, Tracked, apply};
+use crate::conntrack::conn::{Conn, Prepared};
 use crate::conntrack::list::{Counter, StateView};
-use crate::conntrack::tuple::{Direction, Tuple};
+use crate::conntrack::template::Zone;
+use crate::conntrack::tuple::{CtInfo, Direction, Tuple};
+use crate::packet::Packet;
 use crate::time::{Instant, SECOND_NS};
 
 impl Conntrack {
@@ -35,6 +37,25 @@ impl Conntrack {
             ConnRef::Prepared if self.counters.is_empty() => None,
             ConnRef::Prepared if direction == Direction::Original => Some(self.prepared_counter),
             ConnRef::Prepared => Some(Counter::default()),
+        }
+    }
+
+    /// What [`Conntrack::track`] would say of a packet, if it is of a connection in the table: else INVALID. Nothing changes.
+    pub fn peek(&mut self, packet: &Packet, frame: &[u8], now: Instant) -> Tracked {
+        if packet.is_icmp() {
+            return self.look_at_icmp(packet, frame, Zone::DEFAULT, now).unwrap_or(Tracked::INVALID);
+        }
+        let tuple = Tuple::of(packet);
+        let Some((id, direction)) = self.lookup(&tuple, self.hash(&tuple), now) else { return Tracked::INVALID };
+        let Prepared { mut conn, mut tcp, .. } = self.record(id);
+        let status = conn.status;
+        let adjust = self.seq_adjust(id);
+        match apply(&mut conn, &mut tcp, direction, packet, frame, &self.settings, adjust.as_ref(), now) {
+            Outcome::Invalid | Outcome::Reopen => Tracked::INVALID,
+            _ if direction == Direction::Reply => {
+                Tracked { info: CtInfo::EstablishedReply, conn: ConnRef::Confirmed(id), status }
+            }
+            _ => Tracked { info: CtInfo::Established, conn: ConnRef::Confirmed(id), status },
         }
     }
 
