@@ -407,3 +407,33 @@ fn tftp_passes_from_behind() {
     assert_eq!(sha256(&copy), sha256(&folder.join("file")));
     router.stop();
 }
+
+#[test]
+fn a_port_can_be_forwarded_while_the_router_itself_listens_there() {
+    if !privileged() {
+        return;
+    }
+    let net = private();
+    let (_inside, inner) = web_server(&net, Place::Lan, 80, 200_000);
+    let (_own, own) = web_server(&net, Place::Router, 8080, 100_000);
+    let get = || {
+        let copy = net.file("copy");
+        net.must(Place::Wan, &format!("curl -sS --max-time 10 -o {} http://10.2.0.1:8080/file", copy.display()));
+        sha256(&copy)
+    };
+    let rules = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
+    let router = router(&net, rules, &[]);
+    assert_eq!(get(), sha256(&own.join("file")));
+    // From here on packets to a listener of the host are looked at too.
+    let rule = "-t nat -A PREROUTING -i wan -p tcp --dport 8080 -j DNAT --to-destination 10.1.0.2:80";
+    router.ask(&[&["iptables"][..], &rule.split(' ').collect::<Vec<_>>()].concat());
+    assert_eq!(get(), sha256(&inner.join("file")));
+    // And without the rule they are the host's again; the same with rules from a file.
+    router.ask(&["iptables", "-t", "nat", "-F"]);
+    assert_eq!(get(), sha256(&own.join("file")));
+    fs::write(net.file("rules.v4"), format!("*nat\n{}\nCOMMIT\n{rules}", rule.trim_start_matches("-t nat ")))
+        .expect("a file");
+    router.ask(&["reload"]);
+    assert_eq!(get(), sha256(&inner.join("file")));
+    router.stop();
+}
