@@ -598,3 +598,30 @@ fn captures_are_replayed_through_rules_and_connections() {
     std::fs::write(&wan, b"not a capture at all, really not").expect("written");
     refused(&files, 2, &["--wan-pcap", "no pcap or pcapng file"]);
 }
+
+#[test]
+fn masquerading_is_one_rule_more_wherever_it_is_asked_for() {
+    let folder = Folder::new();
+    let rule = "-A POSTROUTING -o eth8 -j MASQUERADE";
+    let (code, text, _) = xrouter(&["rules", "default", "--lan", "eth7", "--wan", "eth8", "--masquerade"]);
+    assert!(code == 0 && text.lines().any(|line| line == rule), "{text}");
+    // The printed policy has the rule, so that asking for it again adds none.
+    let (with, without) =
+        (folder.file("with", &text), folder.file("without", "*filter\n-A FORWARD -j ACCEPT\nCOMMIT\n"));
+    let check = |file: &str| xrouter(&["rules", "check", "--lan", "eth7", "--wan", "eth8", "--masquerade", file]);
+    let (code, said, _) = check(&with);
+    assert!(code == 0 && said.contains("5 IPv4 rules") && said.contains("are tracked: line"), "{said}");
+    let (code, said, _) = check(&without);
+    assert!(code == 0 && said.contains("2 IPv4 rules") && said.contains("--masquerade needs it"), "{said}");
+    refused(&["rules", "check", "--masquerade", &without], 2, &["--wan"]);
+    let packet = "udp 10.0.0.5:1234 > 192.0.2.1:53";
+    for (option, told) in [("--masquerade", true), ("--masquerade=ipv6", false)] {
+        let (_, said, _) = xrouter(&["explain", "-i", "lan", "--lan", "eth7", "--wan", "eth8", option, packet]);
+        assert_eq!(said.contains("MASQUERADE"), told, "{option}: {said}");
+    }
+    refused(
+        &["--lan", "eth7", "--wan", "eth8", "--masquerade=wan"],
+        2,
+        &["--masquerade", "allowed: ipv4, ipv6, both, no"],
+    );
+}
