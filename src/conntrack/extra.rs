@@ -154,6 +154,12 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
+    /// What the architecture's page says.
+    #[test]
+    fn a_place_takes_96_bytes_at_most() {
+        assert!(size_of::<Slot>() <= 96, "{}", size_of::<Slot>());
+    }
+
     proptest! {
         #[test]
         fn each_connection_finds_its_own(steps in proptest::collection::vec((0u8..4, 0u32..60), 1..200)) {

@@ -52,7 +52,11 @@ const RULES: [&str; 5] = [
 ];
 
 /// Tables besides filter: what they do to connections and packets is done to each, or need not be.
-const TABLES: [&str; 6] = [
+const TABLES: [&str; 7] = [
+    // Some packets of a connection are seen by a rule that gives it a helper, and some are not.
+    "*raw\n-A PREROUTING -i lan0 -p tcp -j CT --helper ftp\n-A PREROUTING -i lan0 -p udp -j CT --helper tftp\nCOMMIT\n\
+     *filter\n:FORWARD DROP [0:0]\n-A FORWARD -m helper --helper tftp -j ACCEPT\n\
+     -A FORWARD -m conntrack --ctstate NEW,RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n",
     "*mangle\n-A PREROUTING -j CONNMARK --restore-mark\n-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n\
      -A PREROUTING -p udp -j MARK --set-xmark 0x7/0xffffffff\n-A PREROUTING -j CONNMARK --save-mark\n\
      -A FORWARD -m connmark --mark 0x7 -j TOS --set-tos 0x10/0x3f\nCOMMIT\n*filter\n:FORWARD DROP [0:0]\n\
