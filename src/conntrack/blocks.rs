@@ -15,6 +15,8 @@ use crate::wire::Addr;
 pub const BLOCKS_MAX: u8 = 8;
 /// Blocks there are, at most.
 const ROOM_MAX: usize = 1 << 16;
+/// Addresses outside, at most.
+const OUTER_MAX: usize = 4096;
 /// Events kept until they are fetched; more are lost, and counted.
 const EVENTS_MAX: usize = 1024;
 
@@ -48,7 +50,14 @@ impl fmt::Display for BlockEvent {
     }
 }
 
-/// What one address inside has of one outside.
+/// Who is lent blocks: an address, in its zone.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Owner {
+    pub(super) addr: Addr,
+    pub(super) zone: u16,
+}
+
+/// What one owner has of one address outside.
 #[derive(Clone, Copy, Debug)]
 struct Own {
     blocks: [Lent; BLOCKS_MAX as usize],
@@ -63,15 +72,26 @@ struct Lent {
     uses: u32,
 }
 
-/// See the module's head.
+/// Ports of a unit: blocks begin and end with one.
+pub const BLOCK_UNIT: u16 = 64;
+const UNITS: usize = 65_536 / BLOCK_UNIT as usize;
+
+/// One bit for each unit of an address's ports: whether it is lent.
+type Units = [u64; UNITS / 64];
+
+/// The units from one port to another, both of the block.
+fn units_of(low: u16, high: u16) -> core::ops::RangeInclusive<usize> {
+    usize::from(low / BLOCK_UNIT)..=usize::from(high / BLOCK_UNIT)
+}
+
+/// See the module's head. No two blocks overlap, whatever the rules say of their sizes and ranges.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    /// By address inside and outside.
-    own: HashMap<(Addr, Addr), Own>,
-    /// Address and first port outside of what is lent, with the last port.
-    lent: HashMap<(Addr, u16), u16>,
-    /// How many of an address are lent.
-    count: HashMap<Addr, u32>,
+    /// By owner and address outside.
+    own: HashMap<(Owner, Addr), Own>,
+    /// By address outside.
+    lent: HashMap<Addr, Units>,
+    count: usize,
     events: Vec<BlockEvent>,
     events_lost: u64,
     room: usize,
@@ -83,8 +103,8 @@ impl Blocks {
         let room = connections.min(ROOM_MAX);
         Blocks {
             own: HashMap::with_capacity(room),
-            lent: HashMap::with_capacity(room),
-            count: HashMap::with_capacity(room.min(1024)),
+            lent: HashMap::with_capacity(room.min(OUTER_MAX)),
+            count: 0,
             events: Vec::with_capacity(EVENTS_MAX.min(2 * room)),
             events_lost: 0,
             room,
@@ -97,51 +117,57 @@ impl Blocks {
     }
 
     /// What `owner` has of the address `outer`.
-    pub(super) fn of(&self, owner: Addr, outer: Addr) -> impl Iterator<Item = PortBlock> + use<> {
+    pub(super) fn of(&self, owner: Owner, outer: Addr) -> impl Iterator<Item = PortBlock> + use<> {
         let own = self.own.get(&(owner, outer)).copied();
         let lent = own.map(|own| own.blocks.into_iter().take(usize::from(own.count))).into_iter().flatten();
         lent.map(move |Lent { low, high, .. }| PortBlock { addr: outer, low, high })
     }
 
-    /// A block of `size` ports that nobody has, of the ports `low` to `high` of `outer`, the first after a random one.
+    /// A block of `size` ports (whole units) that nobody has, of the ports `low` to `high` of `outer`, the first after a random
+    /// one. Looks at each unit once at most: some microseconds where few are left.
     pub(super) fn find(&self, outer: Addr, (low, high): (u16, u16), size: u16, random: u16) -> Option<PortBlock> {
-        let all = (u32::from(high) - u32::from(low) + 1) / u32::from(size);
-        // Where all are lent nobody searches. (An address whose rules have blocks of two sizes may be searched for nothing.)
-        if all == 0 || self.lent.len() >= self.room || self.count.get(&outer).is_some_and(|&count| count >= all) {
+        let (low, end) = (u32::from(low).next_multiple_of(u32::from(BLOCK_UNIT)), u32::from(high) + 1);
+        let all = end.saturating_sub(low) / u32::from(size);
+        let units = self.lent.get(&outer).copied().unwrap_or_default();
+        if all == 0 || self.count >= self.room || !self.lent.contains_key(&outer) && self.lent.len() >= OUTER_MAX {
             return None;
         }
         let first = u32::from(random) % all;
-        let at = |number: u32| low + (number % all * u32::from(size)) as u16;
-        let free = |low: &u16| !self.lent.contains_key(&(outer, *low));
+        let at = |number: u32| (low + number % all * u32::from(size)) as u16;
+        let free = |low: &u16| units_of(*low, *low + (size - 1)).all(|unit| units[unit / 64] >> (unit % 64) & 1 == 0);
         let low = (first..first + all).map(at).find(free)?;
         Some(PortBlock { addr: outer, low, high: low + (size - 1) })
     }
 
-    /// One more connection of `owner` uses the block; the first takes it. `false`: another has it, or there is no room.
-    pub(super) fn hold(&mut self, owner: Addr, block: PortBlock) -> bool {
+    /// One more connection of `owner` uses the block; the first takes it. `false`: another has ports of it, or there is no room.
+    pub(super) fn hold(&mut self, owner: Owner, block: PortBlock) -> bool {
         let PortBlock { addr, low, high } = block;
-        let own = self.own.entry((owner, addr)).or_insert(Own { blocks: Default::default(), count: 0 });
-        let mut known = own.blocks[..usize::from(own.count)].iter_mut();
-        if let Some(lent) = known.find(|lent| lent.low == low) {
-            lent.uses += 1;
-            return true;
-        }
-        if own.count == BLOCKS_MAX || self.lent.len() >= self.room || self.lent.contains_key(&(addr, low)) {
-            if own.count == 0 {
-                self.own.remove(&(owner, addr));
+        if let Some(own) = self.own.get_mut(&(owner, addr)) {
+            let mut known = own.blocks[..usize::from(own.count)].iter_mut();
+            if let Some(lent) = known.find(|lent| (lent.low, lent.high) == (low, high)) {
+                lent.uses += 1;
+                return true;
             }
+            if own.count == BLOCKS_MAX {
+                return false;
+            }
+        }
+        let units = self.lent.entry(addr).or_default();
+        let taken = units_of(low, high).any(|unit| units[unit / 64] >> (unit % 64) & 1 == 1);
+        if taken || self.count >= self.room {
             return false;
         }
+        units_of(low, high).for_each(|unit| units[unit / 64] |= 1 << (unit % 64));
+        let own = self.own.entry((owner, addr)).or_insert(Own { blocks: Default::default(), count: 0 });
         own.blocks[usize::from(own.count)] = Lent { low, high, uses: 1 };
         own.count += 1;
-        self.lent.insert((addr, low), high);
-        *self.count.entry(addr).or_insert(0) += 1;
-        self.tell(BlockEvent { block, owner, taken: true });
+        self.count += 1;
+        self.tell(BlockEvent { block, owner: owner.addr, taken: true });
         true
     }
 
     /// A connection of `owner` with this port of `outer` uses its block no longer; the last gives it back.
-    pub(super) fn release(&mut self, owner: Addr, outer: Addr, port: u16) {
+    pub(super) fn release(&mut self, owner: Owner, outer: Addr, port: u16) {
         let Some(own) = self.own.get_mut(&(owner, outer)) else { return };
         let count = usize::from(own.count);
         let holds = |lent: &Lent| (lent.low..=lent.high).contains(&port);
@@ -156,14 +182,14 @@ impl Blocks {
         if own.count == 0 {
             self.own.remove(&(owner, outer));
         }
-        self.lent.remove(&(outer, low));
-        if let Some(count) = self.count.get_mut(&outer) {
-            *count -= 1;
-            if *count == 0 {
-                self.count.remove(&outer);
+        self.count -= 1;
+        if let Some(units) = self.lent.get_mut(&outer) {
+            units_of(low, high).for_each(|unit| units[unit / 64] &= !(1 << (unit % 64)));
+            if *units == Units::default() {
+                self.lent.remove(&outer);
             }
         }
-        self.tell(BlockEvent { block: PortBlock { addr: outer, low, high }, owner, taken: false });
+        self.tell(BlockEvent { block: PortBlock { addr: outer, low, high }, owner: owner.addr, taken: false });
     }
 
     fn tell(&mut self, event: BlockEvent) {
@@ -189,7 +215,7 @@ impl Blocks {
     /// Blocks lent.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.lent.len()
+        self.count
     }
 }
 
@@ -205,13 +231,36 @@ mod tests {
         PortBlock { addr: OUTER, low, high: low + 63 }
     }
 
+    fn owner(addr: u32) -> Owner {
+        Owner { addr: Addr::from_v4(addr), zone: 0 }
+    }
+
+    #[test]
+    fn blocks_of_other_sizes_and_ranges_do_not_overlap() {
+        let mut blocks = Blocks::new(1000);
+        let mut lent: Vec<PortBlock> = Vec::new();
+        for number in 0..200u16 {
+            let (size, low) = [(64, 1024), (1024, 1100), (512, 2000)][usize::from(number % 3)];
+            let Some(found) = blocks.find(OUTER, (low, 9999), size, number * 31) else { continue };
+            assert!(found.low >= low && found.high <= 9999 && found.high - found.low == size - 1);
+            assert!(lent.iter().all(|other| found.high < other.low || found.low > other.high), "{found:?} {lent:?}");
+            assert!(blocks.hold(owner(u32::from(number)), found));
+            lent.push(found);
+        }
+        let overlapping = PortBlock { addr: OUTER, low: lent[0].low, high: lent[0].high.saturating_add(64) };
+        assert!(lent.len() > 20 && !blocks.hold(owner(999), overlapping));
+        // The same address in another zone is another customer.
+        let elsewhere = Owner { zone: 7, ..owner(0) };
+        assert_eq!((blocks.of(owner(0), OUTER).count(), blocks.of(elsewhere, OUTER).count()), (1, 0));
+    }
+
     #[test]
     fn blocks_are_found_until_all_are_lent() {
         let mut blocks = Blocks::new(100);
-        for owner in 0..10 {
-            let found = blocks.find(OUTER, (1024, 1024 + 639), 64, owner as u16 * 7).expect("one is free");
+        for number in 0..10 {
+            let found = blocks.find(OUTER, (1024, 1024 + 639), 64, number as u16 * 7).expect("one is free");
             assert!(found.low >= 1024 && found.high <= 1024 + 639 && (found.low - 1024) % 64 == 0, "{found:?}");
-            assert!(blocks.hold(Addr::from_v4(owner), found));
+            assert!(blocks.hold(owner(number), found));
         }
         assert_eq!(blocks.find(OUTER, (1024, 1024 + 639), 64, 3), None);
         assert_eq!(blocks.find(OUTER, (1024, 1086), 64, 3), None, "no whole block");
@@ -229,40 +278,40 @@ mod tests {
             let mut blocks = Blocks::new(8);
             let mut model: BTreeMap<(u32, u16), u32> = BTreeMap::new();
             let mut told = 0;
-            for (hold, owner, number) in ops {
-                let (addr, low) = (Addr::from_v4(owner), 1024 + 64 * number);
-                let used = model.get(&(owner, low)).copied().unwrap_or(0);
+            for (hold, who, number) in ops {
+                let (addr, low) = (owner(who), 1024 + 64 * number);
+                let used = model.get(&(who, low)).copied().unwrap_or(0);
                 if hold {
-                    let others = model.keys().any(|&(other, of)| of == low && other != owner);
-                    let own = model.keys().filter(|key| key.0 == owner).count();
+                    let others = model.keys().any(|&(other, of)| of == low && other != who);
+                    let own = model.keys().filter(|key| key.0 == who).count();
                     let fits = used > 0 || !others && own < usize::from(BLOCKS_MAX) && model.len() < 8;
                     prop_assert_eq!(blocks.hold(addr, block(low)), fits);
                     if fits {
                         told += usize::from(used == 0);
-                        model.insert((owner, low), used + 1);
+                        model.insert((who, low), used + 1);
                     }
                 } else if used > 0 {
                     blocks.release(addr, OUTER, low + 5);
                     match used {
                         1 => {
                             told += 1;
-                            model.remove(&(owner, low))
+                            model.remove(&(who, low))
                         }
-                        _ => model.insert((owner, low), used - 1),
+                        _ => model.insert((who, low), used - 1),
                     };
                 }
                 prop_assert_eq!(blocks.len(), model.len());
                 let mut own: Vec<u16> = blocks.of(addr, OUTER).map(|block| block.low).collect();
                 own.sort_unstable();
-                let expected: Vec<u16> = model.keys().filter(|key| key.0 == owner).map(|key| key.1).collect();
+                let expected: Vec<u16> = model.keys().filter(|key| key.0 == who).map(|key| key.1).collect();
                 prop_assert_eq!(own, expected);
             }
             let lost = *blocks.events().1 as usize;
             prop_assert_eq!(blocks.events().0.len() + lost, told);
-            for ((owner, low), uses) in model {
-                (0..uses).for_each(|_| blocks.release(Addr::from_v4(owner), OUTER, low));
+            for ((who, low), uses) in model {
+                (0..uses).for_each(|_| blocks.release(owner(who), OUTER, low));
             }
-            prop_assert!(blocks.len() == 0 && blocks.own.is_empty() && blocks.count.is_empty());
+            prop_assert!(blocks.len() == 0 && blocks.own.is_empty() && blocks.lent.is_empty());
         }
     }
 }

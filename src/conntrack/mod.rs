@@ -36,7 +36,7 @@ mod udp;
 mod wheel;
 mod xml;
 
-pub use blocks::{BLOCKS_MAX, BlockEvent, PortBlock};
+pub use blocks::{BLOCK_UNIT, BLOCKS_MAX, BlockEvent, PortBlock};
 pub use conn::{Conn, ConnId, EndsV4};
 pub use event::{Event, EventKind, EventMask};
 pub use expect::{Expectation, Expectations, Follow, MasterId, SourceMask, Unexpected};

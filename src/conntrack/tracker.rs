@@ -19,7 +19,7 @@
 //!   the younger; here it may be either.
 //! - Time is counted in nanoseconds, in Linux in ticks of one to ten milliseconds.
 //! - Packets are tracked whether or not a rule asks about connections; Linux tracks where one does.
-//! - The router's own packets (ICMP errors, resets) are not tracked. On Linux they pass the table in OUTPUT.
+//! - The router's own packets (ICMP errors, resets) begin no connection and change none. On Linux they pass the table in OUTPUT.
 //! - Fragments are dropped before conntrack until reassembly is there.
 
 mod ask;

@@ -45,7 +45,9 @@ impl Path<'_> {
         }
         let hop = self.way_back(packet, of)?;
         let source = self.routing.source_for(packet.family, packet.src, packet.port)?;
-        if !self.shard.limiter.allow(packet.family, packet.src, error, self.now) {
+        // Clients behind one address are not one host.
+        let host = self.answered_address(packet, of);
+        if !self.shard.limiter.allow(packet.family, host, error, self.now) {
             self.shard.counters.replies_limited += 1;
             return None;
         }

@@ -478,7 +478,15 @@ impl Path<'_> {
         self.meet(RAW_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
         // A packet that raw takes out, or puts into a zone, is of another connection than the one found without asking raw.
         let known = known.filter(|_| passage.template == Template::DEFAULT);
-        passage.tracked = self.track(frame, packet, hash, known, tracked, passage.template.resolved(passage.mark))?;
+        let said = self.track(frame, packet, hash, known, tracked, passage.template.resolved(passage.mark));
+        if route == Route::Local && said.is_ok_and(|tracked| tracked.conn == ConnRef::None)
+            || said.is_err() && route.is_to_host()
+        {
+            // Nothing of ours: the host knows what it is. (Answers to its own packets are INVALID here, where nobody has seen
+            // those; and a full table has room for all that is only handed on.)
+            return Ok(Fate::Punt);
+        }
+        passage.tracked = said?;
         self.follow_master(&mut passage);
         if self.witnessed
             && let Some(witness) = &mut self.shard.witness
@@ -511,7 +519,7 @@ impl Path<'_> {
         }
         self.meet(MANGLE_POSTROUTING, Hook::Postrouting, frame, packet, &mut passage, reads.as_deref_mut())?;
         self.bind(Manip::Source, frame, packet, &mut passage)?;
-        self.shard.conntrack.check_masquerade(&passage.tracked, way.port, self.now)?;
+        self.check_masquerade(packet, &passage.tracked, way.port)?;
         self.translate_watched(Manip::Source, frame, packet, &passage.tracked)?;
         self.leave(frame, packet, &passage, &way)?;
         let helped = self.shard.conntrack.wants_help(&passage.tracked);

@@ -11,7 +11,7 @@
 
 use super::{Ends, Manip, Passage, Path, Refusal, Resolve};
 use crate::conntrack::{ConnRef, CtInfo, CtStatus, Direction, Tracked, Tuple, protocol_name};
-use crate::device::Frame;
+use crate::device::{Frame, PortId};
 use crate::nat;
 use crate::packet::Packet;
 use crate::reply;
@@ -151,7 +151,8 @@ impl Path<'_> {
         if !tracked.status.any(manip.in_direction(direction).status()) {
             return Ok(());
         }
-        let Some(to) = self.shard.conntrack.translation(tracked.conn, direction) else { return Ok(()) };
+        // A connection that says so has a translation; without it the packet would leave as it came.
+        let to = self.shard.conntrack.translation(tracked.conn, direction).ok_or(DropReason::NatMalformed)?;
         match rewrite::translate(frame.bytes_mut(), packet, end_of(manip), at_end(&to, manip)) {
             true => Ok(()),
             false => Err(DropReason::NatMalformed),
@@ -188,7 +189,7 @@ impl Path<'_> {
         if !status.any(manip.in_direction(direction).status()) {
             return Ok(());
         }
-        let Some(quoted) = self.shard.conntrack.tuple(conn, direction.other()) else { return Ok(()) };
+        let quoted = self.shard.conntrack.tuple(conn, direction.other()).ok_or(DropReason::NatMalformed)?;
         let outer = match manip {
             Manip::Source => quoted.dst,
             Manip::Destination => quoted.src,
@@ -197,6 +198,19 @@ impl Path<'_> {
         match rewrite::translate_error(frame.bytes_mut(), packet, end_of(manip), inner, outer) {
             true => Ok(()),
             false => Err(DropReason::NatMalformed),
+        }
+    }
+
+    /// A masqueraded connection's packet leaves by the port whose address it has. (Errors about it may take another way.)
+    pub(super) fn check_masquerade(
+        &mut self,
+        packet: &Packet,
+        tracked: &Tracked,
+        out: PortId,
+    ) -> Result<(), DropReason> {
+        match is_error(packet, tracked) {
+            true => Ok(()),
+            false => self.shard.conntrack.check_masquerade(tracked, out, self.now),
         }
     }
 

@@ -51,7 +51,8 @@ fn mapped_tuple(
     random: &mut dyn FnMut(u16) -> u16,
     now: Instant,
 ) -> (Tuple, bool) {
-    let within = |tuple: &Tuple| range.addresses.is_none_or(|(first, last)| (first..=last).contains(&tuple.src));
+    // A rule of another range has its own.
+    let within = |tuple: &Tuple| is_in_range(tuple, range);
     let (tuple, free) = match conntrack.mapped_source(&current).filter(within) {
         Some(tuple) => (tuple, !conntrack.is_taken(&tuple, now)),
         None => {
@@ -108,14 +109,15 @@ fn tuple_of_block(
     if let Some(addresses) = range.addresses {
         address::choose(&mut tuple, conntrack.prepared_zone().id, Manip::Source, addresses, true);
     }
+    let all = range.ports.map_or((1024, u16::MAX), |ports| (ports.low, ports.high));
+    let of_the_rule = |block: &PortBlock| all.0 <= block.low && block.high <= all.1;
     let mut own = 0;
-    for block in conntrack.blocks_of_source(tuple.src) {
+    for block in conntrack.blocks_of_source(tuple.src).filter(of_the_rule) {
         own += 1;
         if let Some(tuple) = port_of_block(conntrack, tuple, block, range, random, now) {
             return (tuple, true);
         }
     }
-    let all = range.ports.map_or((1024, u16::MAX), |ports| (ports.low, ports.high));
     if own < blocks.most
         && let Some(block) = conntrack.find_block(tuple.src, all, blocks.size, random(0))
         && let Some(tuple) = port_of_block(conntrack, tuple, block, range, random, now)

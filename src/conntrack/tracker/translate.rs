@@ -2,7 +2,7 @@
 //! (nf_nat_core.c's half of it). Which tuple a connection gets is `nat`'s affair.
 
 use super::{ConnRef, Conntrack, Tracked};
-use crate::conntrack::blocks::{BlockEvent, PortBlock};
+use crate::conntrack::blocks::{BlockEvent, Owner, PortBlock};
 use crate::conntrack::conn::{Conn, ConnId, EndsV4, Prepared, TranslationNote};
 use crate::conntrack::mapping::Side;
 use crate::conntrack::tcp::TcpState;
@@ -214,7 +214,7 @@ impl Conntrack {
     /// The blocks of ports that the prepared connection's source has of an address outside.
     pub fn blocks_of_source(&self, outer: Addr) -> impl Iterator<Item = PortBlock> + use<> {
         let source = self.prepared.as_ref().map_or(Addr::ZERO, |new| new.tuple(Direction::Original).src);
-        self.blocks.of(source, outer)
+        self.blocks.of(Owner { addr: source, zone: self.prepared_zone().id }, outer)
     }
 
     /// A block of `size` ports that nobody has, of the ports `low` to `high` of an address outside.
@@ -241,6 +241,11 @@ impl Conntrack {
         Some(Side { zone: new.conn.zone().id, ..source_side(&new.tuple(Direction::Original)) })
     }
 
+    /// Whom a connection's block of ports is lent to.
+    fn owner(&self, id: ConnId) -> Owner {
+        Owner { addr: self.table.tuple(id, Direction::Original).src, zone: self.table.get(id).zone().id }
+    }
+
     /// Inner and outer side of the mappings that a connection may use: of its source, of its destination.
     fn sides(&self, id: ConnId) -> [(Side, Side); 2] {
         let [original, reply] =
@@ -260,7 +265,7 @@ impl Conntrack {
             return;
         }
         if let Some(block) = new.block
-            && !self.blocks.hold(self.table.tuple(id, Direction::Original).src, block)
+            && !self.blocks.hold(self.owner(id), block)
         {
             self.table.clear_note(id, TranslationNote::BLOCK);
         }
@@ -279,9 +284,8 @@ impl Conntrack {
             return;
         }
         if note.has(TranslationNote::BLOCK) {
-            let [original, reply] =
-                [Direction::Original, Direction::Reply].map(|direction| self.table.tuple(id, direction));
-            self.blocks.release(original.src, reply.dst, outer_port(&reply));
+            let reply = self.table.tuple(id, Direction::Reply);
+            self.blocks.release(self.owner(id), reply.dst, outer_port(&reply));
         }
         for (bit, (inner, outer)) in [TranslationNote::OUTWARD, TranslationNote::INWARD].into_iter().zip(self.sides(id))
         {

@@ -139,8 +139,17 @@ impl Told<'_> {
             Manip::Source => "nat source",
             Manip::Destination => "nat destination",
         };
-        let error = if self.packet.is_icmp_error() { "and in the packet that it quotes" } else { "" };
-        plain(name, &format!("{before} becomes {after}"), error)
+        let begins = self
+            .heard
+            .iter()
+            .any(|heard| matches!(heard, Heard::Tracked(tracked) if tracked.conn == ConnRef::Prepared));
+        let line = match manip {
+            _ if self.packet.is_icmp_error() => "and in the packet that it quotes",
+            // Other connections are not asked.
+            Manip::Source if begins => "if no other connection has that by then",
+            _ => "",
+        };
+        plain(name, &format!("{before} becomes {after}"), line)
     }
 
     /// What is left of the way behind the last chain.

@@ -256,6 +256,23 @@ fn clients_are_lent_blocks_of_ports_and_the_log_tells_of_each_once() {
 }
 
 #[test]
+fn a_full_table_takes_nothing_from_the_host() {
+    let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE\n");
+    router.shard = Shard::new(Settings { max: 1, ..Settings::default() }, [1, 2], &router.policy);
+    // One connection that stays: answered for two seconds.
+    for _ in 0..3 {
+        router.one(PortId::LAN, &query()).expect("forwarded");
+        router.one(PortId::WAN, &udp(PortId::WAN, SERVER, WAN, (53, 5000), 64, 10)).expect("forwarded");
+        router.expire(2 * SECOND_NS);
+    }
+    let other = udp(PortId::LAN, OTHER, SERVER, (5000, 53), 64, 10);
+    assert_eq!((router.one(PortId::LAN, &other), router.drops(DropReason::ConntrackFull)), (None, 1));
+    let to_host = udp(PortId::WAN, SERVER, WAN, (53, 77), 64, 10);
+    assert_eq!((router.one(PortId::WAN, &to_host), router.effects.punt.len()), (None, 1));
+    assert_eq!(router.drops(DropReason::ConntrackFull), 1);
+}
+
+#[test]
 fn an_error_that_quotes_too_little_goes_no_further() {
     let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE\n");
     let (_, out) = router.one(PortId::LAN, &query()).expect("forwarded");

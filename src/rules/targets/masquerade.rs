@@ -132,6 +132,7 @@ mod tests {
             (Family::V4, "--to-ports 5-6/7"),
             (Family::V4, "--persistent"),
             (Family::V4, "--port-block-size 63"),
+            (Family::V4, "--port-block-size 100"),
             (Family::V4, "--port-block-size 65535"),
             (Family::V4, "--port-blocks 0"),
             (Family::V4, "--port-blocks 9"),

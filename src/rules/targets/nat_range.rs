@@ -1,7 +1,7 @@
 //! What SNAT, DNAT, MASQUERADE and REDIRECT translate to: [`NatRange`], addresses and ports (`nf_nat_range2`).
 
 use super::argument;
-use crate::conntrack::{BLOCKS_MAX, Manip};
+use crate::conntrack::{BLOCK_UNIT, BLOCKS_MAX, Manip};
 use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
 use crate::rules::extension::{Given, Outcome, Whole};
@@ -225,12 +225,13 @@ impl NatRange {
     /// Reads `--port-block-size`.
     pub(super) fn read_block_size(&mut self, given: &Given<'_>) -> Result<(), Problem> {
         let token = given.argument();
-        let size = value::unsigned(&token.text, u32::from(u16::MAX)).filter(|size| Blocks::SIZES.contains(size));
+        let size = value::unsigned(&token.text, u32::from(u16::MAX))
+            .filter(|size| Blocks::SIZES.contains(size) && size.is_multiple_of(u32::from(BLOCK_UNIT)));
         let size = size.ok_or_else(|| {
             Problem::new(
                 token.span,
                 format!("`{}` is not the size of a block", token.text),
-                "expected 64 to 32768 ports",
+                "expected 64 to 32768 ports, a multiple of 64",
             )
         })?;
         self.blocks = Some(Blocks { size: size as u16, most: self.blocks.map_or(1, |blocks| blocks.most) });
