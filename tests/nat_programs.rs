@@ -88,7 +88,7 @@ fn from_behind_one_address_all_is_as_ever() {
             let end = &report["end"];
             let sum = if how.is_empty() { &end["sum_received"] } else { &end["sum"] };
             let mbit = sum["bits_per_second"].as_f64().unwrap_or(0.0) / 1e6;
-            assert!(mbit > enough, "iperf3 {how} {bare}: {mbit} Mbit/s");
+            assert!(mbit > enough, "iperf3 {how} {bare}: {mbit} Mbit/s\n{report}\n{}", router.ask(&["stats"]));
         }
     }
     assert_eq!(net.must(Place::Lan, "dig +tries=1 +time=3 +short @10.2.0.2 a.test A").trim(), "192.0.2.7");
