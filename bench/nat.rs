@@ -188,8 +188,9 @@ fn established(flows: usize) {
         }
     }
     let [plain, translated] = took.map(|row| row.map(|mut values| percentile(&mut values, 50)));
-    println!(
-        "{flows:>9} flows: out {:6.1} ns, translated {:6.1} ({:.2}); back {:6.1} ns, translated {:6.1} ({:.2}); {:.2} Mpps translated",
+    eprintln!(
+        "{flows:>9} flows: out {:6.1} ns, translated {:6.1} ({:.2}); back {:6.1} ns, translated {:6.1} ({:.2}); \
+         {:.2} Mpps translated",
         plain[0],
         translated[0],
         translated[0] / plain[0],
@@ -216,7 +217,7 @@ fn new_flows() {
     }
     let [plain, translated] = took.map(|mut values| percentile(&mut values, 50));
     let rate = 1000.0 / translated;
-    println!(
+    eprintln!(
         "new: {plain:.1} ns, translated {translated:.1} ({:.2}); {rate:.2} M new translated flows/s",
         translated / plain
     );
@@ -247,7 +248,7 @@ fn search(percent: usize) {
         found += sent;
         took.push(ns);
     }
-    println!(
+    eprintln!(
         "search at {percent:>3} %: {:7.0} ns a packet (99 %: {:.0}); found {:.1} %",
         percentile(&mut took, 50),
         percentile(&mut took, 99),

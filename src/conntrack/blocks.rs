@@ -259,7 +259,10 @@ mod tests {
         let mut blocks = Blocks::new(100);
         for number in 0..10 {
             let found = blocks.find(OUTER, (1024, 1024 + 639), 64, number as u16 * 7).expect("one is free");
-            assert!(found.low >= 1024 && found.high <= 1024 + 639 && (found.low - 1024) % 64 == 0, "{found:?}");
+            assert!(
+                found.low >= 1024 && found.high <= 1024 + 639 && (found.low - 1024).is_multiple_of(64),
+                "{found:?}"
+            );
             assert!(blocks.hold(owner(number), found));
         }
         assert_eq!(blocks.find(OUTER, (1024, 1024 + 639), 64, 3), None);

@@ -705,7 +705,7 @@ impl Conntrack {
             Direction::Original if conn.status.any(CtStatus::EXPECTED) => CtInfo::Related,
             Direction::Original => CtInfo::New,
         };
-        let outcome = apply(conn, tcp, direction, packet, frame, &self.settings, adjust.as_ref(), now);
+        let outcome = apply((conn, tcp), direction, packet, frame, &self.settings, adjust.as_ref(), now);
         match outcome {
             Outcome::Invalid => {
                 // What an SCTP packet's first chunks have changed stays.
@@ -760,7 +760,8 @@ impl Conntrack {
         self.furnish(&mut new, template.helper, now);
         let status = new.conn.status;
         let Prepared { conn, tcp, .. } = &mut new;
-        let Outcome::Refresh(seconds) = apply(conn, tcp, Direction::Original, packet, frame, &self.settings, None, now)
+        let Outcome::Refresh(seconds) =
+            apply((conn, tcp), Direction::Original, packet, frame, &self.settings, None, now)
         else {
             self.forget_extra();
             return Ok(self.invalid());
@@ -826,8 +827,7 @@ fn is_resync(outcome: Outcome, direction: Direction, packet: &Packet) -> bool {
 /// Has the packet's protocol look at it (`nf_conntrack_handle_packet`).
 #[inline(always)]
 fn apply(
-    conn: &mut Conn,
-    tcp: &mut TcpRecord,
+    (conn, tcp): (&mut Conn, &mut TcpRecord),
     direction: Direction,
     packet: &Packet,
     frame: &[u8],

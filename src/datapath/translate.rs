@@ -266,7 +266,8 @@ impl Path<'_> {
         self.effects.say(
             WARNING,
             format_args!(
-                "nat: no free port of {src} for {proto} to {dst} port {port}: {dropped} new connections dropped since the last such line"
+                "nat: no free port of {src} for {proto} to {dst} port {port}: {dropped} new connections dropped since \
+                 the last such line"
             ),
         );
     }

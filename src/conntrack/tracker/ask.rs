@@ -50,7 +50,7 @@ impl Conntrack {
         let Prepared { mut conn, mut tcp, .. } = self.record(id);
         let status = conn.status;
         let adjust = self.seq_adjust(id);
-        match apply(&mut conn, &mut tcp, direction, packet, frame, &self.settings, adjust.as_ref(), now) {
+        match apply((&mut conn, &mut tcp), direction, packet, frame, &self.settings, adjust.as_ref(), now) {
             Outcome::Invalid | Outcome::Reopen => Tracked::INVALID,
             _ if direction == Direction::Reply => {
                 Tracked { info: CtInfo::EstablishedReply, conn: ConnRef::Confirmed(id), status }
