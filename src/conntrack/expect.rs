@@ -228,7 +228,7 @@ impl Expectations {
                 self.unlink(oldest);
             }
         }
-        if self.len >= self.max {
+        if self.len >= self.max && self.earliest.is_some_and(|earliest| earliest <= now) {
             self.sweep(now);
         }
         if self.len >= self.max {
@@ -444,16 +444,21 @@ impl Expectations {
 
     /// Everything that has timed out goes at once.
     fn sweep(&mut self, now: Instant) {
+        let mut earliest: Option<Instant> = None;
         for slot in 0..self.slots.len() {
-            if self.slots[slot].expectation.is_some_and(|one| one.expires <= now) {
-                self.unlink(slot as u32);
+            let Some(one) = self.slots[slot].expectation else { continue };
+            match one.expires <= now {
+                true => self.unlink(slot as u32),
+                false => earliest = Some(earliest.map_or(one.expires, |known| known.min(one.expires))),
             }
         }
+        // Nothing more is to be found until then.
+        (self.earliest, self.found_earliest, self.hand) = (earliest, None, 0);
     }
 
     /// When [`Expectations::expire`] will next have something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.earliest
+        if self.len == 0 { None } else { self.earliest }
     }
 
     /// Shows up to `budget` slots' expectations from `cursor` (0 at first) to `each`. Returns the next cursor, `None` after
@@ -539,6 +544,7 @@ mod tests {
         assert_eq!(table.take(&Tuple { zone: 7, ..from(1, 5, 2, 21) }, at(1), |_| true), None, "another zone");
         assert_eq!(table.take(&from(1, 5, 2, 21), at(1), |_| false), None, "nobody can know of it yet");
         assert!(table.take(&from(1, 5, 2, 21), at(1), |_| true).is_some());
+        assert_eq!(table.next_deadline(), None, "nothing is left to wait for");
         assert_eq!(table.take(&from(1, 5, 2, 21), at(1), |_| true), None, "it was met");
         table.insert(one(0, Some(1), 2, 21), TWO, at(0)).expect("room");
         assert_eq!(table.take(&from(1, 5, 2, 21), at(10), |_| true), None, "its time is up");

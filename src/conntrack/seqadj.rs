@@ -70,8 +70,12 @@ impl SeqAdjust {
         let unfinished = packet.l4 == L4::PartialChecksum;
         let (this, other) = (&self.ways[direction.index()], &self.ways[direction.other().index()]);
         packet.seq = packet.seq.wrapping_add(this.offset(packet.seq) as u32);
-        packet.ack = other.back(packet.ack);
         replace(segment, 4, packet.seq, unfinished);
+        // Without ACK the number means nothing, and nor do options.
+        if packet.tcp_flags & tcp::ACK == 0 {
+            return true;
+        }
+        packet.ack = other.back(packet.ack);
         replace(segment, 8, packet.ack, unfinished);
         adjust_sacks(segment, header_len, other, unfinished)
     }
@@ -174,6 +178,18 @@ mod tests {
         adjust.set(Direction::Reply, 20, -5);
         assert_eq!((adjust.offset(Direction::Reply, 20), adjust.offset(Direction::Reply, 21)), (3, -2));
         assert_eq!(adjust.offset(Direction::Original, 20), 0);
+    }
+
+    #[test]
+    fn without_an_acknowledgement_only_the_sequence_number_is_changed() {
+        let mut adjust = SeqAdjust::default();
+        adjust.set(Direction::Original, 1000, 2);
+        adjust.set(Direction::Reply, 10, 5);
+        let mut frame = segment(100, 0, vec![8, 10, 0, 0]);
+        frame[47] = tcp::RST;
+        let mut packet = parse(&frame);
+        assert!(adjust.adjust(Direction::Reply, &mut packet, &mut frame), "options are not looked at");
+        assert_eq!((packet.seq, packet.ack, frame[42..46].to_vec()), (105, 0, vec![0; 4]));
     }
 
     #[test]

@@ -588,6 +588,7 @@ impl Conntrack {
             assert!(!conn.is_confirmed() || conn.link != UNLINKED, "a connection the wheel does not know of");
         }
         self.check_translations();
+        self.check_help();
     }
 
     fn invalid(&mut self) -> Tracked {

@@ -6,8 +6,9 @@
 //!
 //! The kernel needs nat for what REDIRECT and DNAT lead to its own sockets: such packets are given to it as they came, and it
 //! translates them and the answers. It meets the same rules, but without the router's raw, mangle and connections: a rule that
-//! goes by a mark, or by chance, may not say the same there as it said here, and then the packet is not for the host, and ends
-//! (so the kernel should not forward, as the log warns).
+//! goes by a mark, or by chance, may not say the same there as it said here, and then the packet is not for the host, and ends.
+//! So does a fragment, or a packet with options, that XDP passed on because it was sent to the host. A kernel that forwards would
+//! send these on past the router's rules: it is not given nat rules of PREROUTING.
 //! Both files are tried first (`--test`). Should the kernel refuse a table all the same, the tables of both IP versions become
 //! what they were.
 
@@ -15,8 +16,10 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use super::config::{Config, HostChains};
+use super::netlink::sysctl::kernel_forwarding;
 use super::startup::Failure;
-use crate::rules::{BUILTIN, Ruleset, TableName};
+use crate::rules::{BUILTIN, NAT_PREROUTING, Ruleset, TableName};
+use crate::snapshot::KernelForwarding;
 use crate::wire::Family;
 
 /// How long the tools wait for each other's lock, in seconds.
@@ -38,6 +41,10 @@ struct Share {
 pub fn apply(config: &Config, rulesets: [&Ruleset; 2]) -> Result<(), Failure> {
     let is_given = |ruleset: &&Ruleset| has_rules(config, ruleset.family) && !ruleset.host_tables().is_empty();
     let shares: Vec<Share> = rulesets.into_iter().filter(is_given).map(share).collect();
+    let forwarding = kernel_forwarding();
+    for ruleset in rulesets.into_iter().filter(is_given) {
+        refuse_forwarding(ruleset, forwarding)?;
+    }
     for share in &shares {
         share.restore(&["--test", "--noflush"], &share.text)?;
     }
@@ -56,6 +63,23 @@ pub fn apply(config: &Config, rulesets: [&Ruleset; 2]) -> Result<(), Failure> {
         return Err(failure);
     }
     Ok(())
+}
+
+/// A kernel that forwards is not given rules that lead packets on.
+fn refuse_forwarding(ruleset: &Ruleset, forwarding: KernelForwarding) -> Result<(), Failure> {
+    let (forwards, name) = match ruleset.family {
+        Family::V4 => (forwarding.v4, "net.ipv4.ip_forward"),
+        Family::V6 => (forwarding.v6, "net.ipv6.conf.all.forwarding"),
+    };
+    match forwards && !ruleset.chains[NAT_PREROUTING].rules.is_empty() {
+        false => Ok(()),
+        true => Err(Failure::Machine(format!(
+            "--host-chains apply: {}: the kernel would be given the rules of nat PREROUTING, and it forwards ({name}=1): fragments \
+             and packets with IP options that they translate would pass by the router's rules. sysctl -w {name}=0 (xrouter \
+             forwards without it), or start with --host-chains report",
+            ruleset.file
+        ))),
+    }
 }
 
 /// Whether the kernel has what rules of this IP version say of the host.
@@ -121,5 +145,25 @@ impl Share {
             all += &if text.lines().any(|line| line.starts_with('*')) { text.into_owned() } else { empty(*table) };
         }
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_forwards_is_not_given_port_forwards() {
+        let load = |nat: &str| {
+            let text = format!("*nat\n{nat}COMMIT\n*filter\n:INPUT DROP [0:0]\nCOMMIT\n");
+            crate::rules::understand("f", &text, Family::V4, &[]).expect("good rules")
+        };
+        let dnat = load("-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.1.0.2\n");
+        let masquerade = load("-A POSTROUTING -j MASQUERADE\n");
+        let on = KernelForwarding { v4: true, v6: false };
+        let said = refuse_forwarding(&dnat, on).expect_err("refused").to_string();
+        assert!(said.contains("net.ipv4.ip_forward=1") && said.contains("f:"), "{said}");
+        assert!(refuse_forwarding(&masquerade, on).is_ok());
+        assert!(refuse_forwarding(&dnat, KernelForwarding { v4: false, v6: true }).is_ok());
     }
 }

@@ -99,10 +99,8 @@ pub(super) fn choose(
     let mut attempts = span.size.min(ATTEMPTS);
     loop {
         for tried in 0..attempts {
-            if tried == 1 {
-                prefetch(conntrack, *tuple, &span, offset, 0..AHEAD.min(attempts));
-            } else if tried > 1 {
-                prefetch(conntrack, *tuple, &span, offset, AHEAD..AHEAD + 1);
+            if tried > 0 {
+                prefetch(conntrack, *tuple, &span, offset, tried == 1);
             }
             span.put(tuple, offset);
             let taken = match attempts - tried <= HARDER {
@@ -122,9 +120,13 @@ pub(super) fn choose(
     }
 }
 
-fn prefetch(conntrack: &Conntrack, mut tuple: Tuple, span: &Span, offset: u16, ahead: core::ops::Range<u32>) {
-    for step in ahead {
+/// Asks for the buckets of candidates ahead, and for the records of those that are nearer.
+fn prefetch(conntrack: &Conntrack, mut tuple: Tuple, span: &Span, offset: u16, begins: bool) {
+    let first = if begins { 0 } else { AHEAD };
+    for step in first..=AHEAD {
         span.put(&mut tuple, offset.wrapping_add(step as u16));
         conntrack.prefetch_taken(&tuple);
     }
+    span.put(&mut tuple, offset.wrapping_add(AHEAD as u16 / 2));
+    conntrack.prefetch_holder(&tuple);
 }

@@ -177,6 +177,15 @@ impl Conntrack {
         self.count_expectations();
     }
 
+    /// Checks that every connection which should have more than its record has it, and what is expected.
+    pub(super) fn check_help(&self) {
+        self.expectations.check_invariants();
+        for (at, conn) in self.table.records().iter().enumerate().filter(|(_, conn)| conn.is_confirmed()) {
+            let has = self.extras.of(ConnId(at as u32)).is_some();
+            assert_eq!(has, conn.status.any(Extra::STATUS), "what lies beside connection {at}");
+        }
+    }
+
     pub(super) fn count_expectations(&mut self) {
         (self.statistics.expect_create, self.statistics.expect_delete) = self.expectations.counts();
     }

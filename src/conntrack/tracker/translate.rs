@@ -139,6 +139,13 @@ impl Conntrack {
         }
     }
 
+    /// The next step of the same: of the records that the bucket names.
+    pub fn prefetch_holder(&self, tuple: &Tuple) {
+        if let Some(reply) = tuple.inverse() {
+            self.table.prefetch_conn(self.hash(&reply), reply.family, 0);
+        }
+    }
+
     /// The source that a connection from the source of `tuple` has been given and that `suits` takes, put into `tuple`; the
     /// youngest such connection's (`find_appropriate_src`).
     pub fn mapping_of_source(&self, tuple: &Tuple, suits: impl Fn(&Tuple) -> bool) -> Option<Tuple> {

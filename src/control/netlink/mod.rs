@@ -11,7 +11,7 @@
 mod convert;
 mod mirror;
 mod socket;
-mod sysctl;
+pub(super) mod sysctl;
 
 use std::collections::hash_map::RandomState;
 use std::fmt;

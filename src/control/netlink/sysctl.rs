@@ -10,7 +10,7 @@ fn read(path: &str) -> Option<u32> {
 }
 
 /// Whether the kernel forwards by itself.
-pub(super) fn kernel_forwarding() -> KernelForwarding {
+pub(in crate::control) fn kernel_forwarding() -> KernelForwarding {
     let on = |path| read(path).is_some_and(|value| value != 0);
     KernelForwarding { v4: on("ipv4/ip_forward"), v6: on("ipv6/conf/all/forwarding") }
 }
