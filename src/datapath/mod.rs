@@ -479,11 +479,8 @@ impl Path<'_> {
         // A packet that raw takes out, or puts into a zone, is of another connection than the one found without asking raw.
         let known = known.filter(|_| passage.template == Template::DEFAULT);
         let said = self.track(frame, packet, hash, known, tracked, passage.template.resolved(passage.mark));
-        if route == Route::Local && said.is_ok_and(|tracked| tracked.conn == ConnRef::None)
-            || said.is_err() && route.is_to_host()
-        {
-            // Nothing of ours: the host knows what it is. (Answers to its own packets are INVALID here, where nobody has seen
-            // those; and a full table has room for all that is only handed on.)
+        if said.is_err() && route.is_to_host() {
+            // A full table has room for all that is only handed on.
             return Ok(Fate::Punt);
         }
         passage.tracked = said?;
@@ -494,7 +491,12 @@ impl Path<'_> {
             witness.tracked(&mut passage.tracked, &self.shard.conntrack, self.now);
         }
         let mark_before = self.conn_mark(passage.tracked.conn);
-        self.meet(MANGLE_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut())?;
+        let met = self.meet(MANGLE_PREROUTING, Hook::Prerouting, frame, packet, &mut passage, reads.as_deref_mut());
+        if route == Route::Local && passage.tracked.conn == ConnRef::None {
+            // The host knows what it is: answers to its own packets are INVALID here, where nobody has seen those.
+            return Ok(Fate::Punt);
+        }
+        met?;
         self.bind(Manip::Destination, frame, packet, &mut passage)?;
         let destination = self.translated_destination(packet, &passage.tracked);
         let route = match destination == packet.dst {
