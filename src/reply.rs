@@ -266,7 +266,11 @@ pub fn tcp_reset(frame: &mut Frame, packet: &Packet) -> bool {
     segment[12] = 5 << 4;
     segment[13] = flags;
     let pseudo = checksum::pseudo_header(packet.family, packet.dst, packet.src, proto::TCP, tcp::HEADER_LEN as u32);
-    let check = checksum::finish(checksum::sum(pseudo, segment));
+    let check = match (checksum::finish(checksum::sum(pseudo, segment)), packet.family) {
+        // Over IPv4 Linux leaves it to `skb_checksum_help`, which writes no 0.
+        (0, Family::V4) => 0xffff,
+        (check, _) => check,
+    };
     wire::put_u16(segment, tcp::CHECKSUM_AT, check);
     true
 }

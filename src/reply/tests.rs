@@ -129,3 +129,21 @@ fn all_hosts_together_have_a_limit_too() {
     let sent = (0..200).filter(|&n| limiter.allow(Family::V4, Addr::from_v4(n), error, now)).count();
     assert_eq!(sent, 50);
 }
+
+#[test]
+fn a_reset_over_ipv4_never_has_the_checksum_0() {
+    let mut highest = 0;
+    for low in 0..=u16::MAX {
+        let (mut frame, packet) = tcp4(tcp::SYN, b"");
+        let at = usize::from(packet.l4_at);
+        let bytes = frame.bytes_mut();
+        let check = checksum::update(wire::get_u16(bytes, at + tcp::CHECKSUM_AT), wire::get_u16(bytes, at + 6), low);
+        wire::put_u16(bytes, at + 6, low);
+        wire::put_u16(bytes, at + tcp::CHECKSUM_AT, check);
+        assert!(tcp_reset(&mut frame, &packet));
+        let check = wire::get_u16(frame.bytes(), at + tcp::CHECKSUM_AT);
+        assert_ne!(check, 0, "{low}");
+        highest += usize::from(check == 0xffff);
+    }
+    assert!(highest > 0, "one sequence number comes to it");
+}

@@ -52,9 +52,9 @@ pub fn write_transport_checksum(frame: &mut [u8], packet: &Packet) {
     };
     wire::put_u16(l4, at, 0);
     let pseudo = checksum::pseudo_header(packet.family, packet.src, packet.dst, packet.proto, covered as u32);
-    let check = match (checksum::finish(checksum::sum(pseudo, &l4[..covered])), packet.proto) {
-        (0, proto::UDP) => 0xffff, // 0 would mean "none" (RFC 768)
-        (check, _) => check,
+    let check = match checksum::finish(checksum::sum(pseudo, &l4[..covered])) {
+        0 => 0xffff, // for UDP 0 would mean "none" (RFC 768); Linux writes it for none (`skb_checksum_help`)
+        check => check,
     };
     wire::put_u16(l4, at, check);
 }
