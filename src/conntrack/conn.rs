@@ -272,6 +272,8 @@ impl TranslationNote {
     pub(super) const INWARD: u8 = 8;
     /// It uses a block of ports.
     pub(super) const BLOCK: u8 = 16;
+    /// Something is to be given back when it ends.
+    pub(super) const BORROWS: u8 = TranslationNote::OUTWARD | TranslationNote::INWARD | TranslationNote::BLOCK;
     const PORT: u8 = 3;
 
     /// The port whose address it has been given (MASQUERADE).
@@ -281,6 +283,11 @@ impl TranslationNote {
 
     pub(super) fn set_masquerade(&mut self, port: PortId) {
         self.0 = self.0 & !TranslationNote::PORT | (port.0 + 1);
+    }
+
+    /// What another tracker knows of as well: nothing is borrowed there.
+    pub(super) fn without_loans(self) -> TranslationNote {
+        TranslationNote(self.0 & !TranslationNote::BORROWS)
     }
 
     pub(super) fn has(self, bit: u8) -> bool {

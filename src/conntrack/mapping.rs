@@ -6,6 +6,7 @@
 
 use hashbrown::HashMap;
 
+use super::blocks::Owner;
 use crate::wire::Addr;
 
 /// Mappings there are, at most.
@@ -24,11 +25,20 @@ pub(super) struct Side {
     pub(super) zone: u16,
 }
 
+impl Side {
+    /// Whom blocks of ports are lent to.
+    pub(super) fn owner(self) -> Owner {
+        Owner { addr: self.addr, zone: self.zone }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Mapping {
     inner: Side,
     /// Anyone outside may begin a connection through it (endpoint-independent filtering).
     open: bool,
+    /// Its port is of a block that is lent to its owner, as long as it lives.
+    in_block: bool,
     /// Connections that use it.
     uses: u32,
 }
@@ -79,12 +89,23 @@ impl Mappings {
         self.by_outer.get(outer).filter(|mapping| mapping.open).map(|mapping| mapping.inner)
     }
 
-    /// One more connection uses the mapping, which begins with the first. `false`: the port is another's, or there is no room.
-    pub(super) fn hold(&mut self, inner: Side, outer: Side, open: bool) -> bool {
+    /// How many are of ports in blocks; slowly.
+    pub(super) fn in_blocks(&self) -> usize {
+        self.by_outer.values().filter(|mapping| mapping.in_block).count()
+    }
+
+    /// Whether a mapping is there.
+    pub(super) fn has(&self, outer: &Side) -> bool {
+        self.by_outer.contains_key(outer)
+    }
+
+    /// One more connection uses the mapping, which begins with the first: only that one's `open` and `in_block` (its port is of a
+    /// block) count. `false`: the port is another's, or there is no room.
+    pub(super) fn hold(&mut self, inner: Side, outer: Side, open: bool, in_block: bool) -> bool {
         if self.by_outer.len() == self.room && !self.by_outer.contains_key(&outer) {
             return false;
         }
-        let mapping = self.by_outer.entry(outer).or_insert(Mapping { inner, open, uses: 0 });
+        let mapping = self.by_outer.entry(outer).or_insert(Mapping { inner, open, in_block, uses: 0 });
         let holds = mapping.inner == inner;
         if holds {
             mapping.uses += 1;
@@ -94,10 +115,13 @@ impl Mappings {
         holds
     }
 
-    /// One connection less uses it; the last takes it along.
-    pub(super) fn release(&mut self, inner: Side, outer: Side) {
-        let Some(mapping) = self.by_outer.get_mut(&outer).filter(|mapping| mapping.inner == inner) else { return };
+    /// One connection less uses it; the last takes it along. True when a block has a port less in use by that.
+    pub(super) fn release(&mut self, inner: Side, outer: Side) -> bool {
+        let Some(mapping) = self.by_outer.get_mut(&outer).filter(|mapping| mapping.inner == inner) else {
+            return false;
+        };
         mapping.uses -= 1;
+        let ends_in_block = mapping.uses == 0 && mapping.in_block;
         if mapping.uses == 0 {
             self.by_outer.remove(&outer);
             // It may have another by now, of a newer rule.
@@ -105,6 +129,7 @@ impl Mappings {
                 self.outer_of.remove(&inner);
             }
         }
+        ends_in_block
     }
 }
 
@@ -117,21 +142,21 @@ mod tests {
         let side = |addr: u32, port: u16| Side { addr: Addr::from_v4(addr), port, proto: 17, zone: 0 };
         let (inner, outer) = (side(1, 5000), side(9, 6000));
         let mut mappings = Mappings::new(4);
-        assert!(mappings.hold(inner, outer, false));
+        assert!(mappings.hold(inner, outer, false, false));
         assert_eq!(
             (mappings.outer(&inner), mappings.inner(&outer), mappings.open(&outer)),
             (Some(outer), Some(inner), None)
         );
-        assert!(mappings.hold(inner, outer, true));
+        assert!(mappings.hold(inner, outer, true, false));
         assert_eq!(mappings.open(&outer), Some(inner));
         // Another's claim on it is none.
-        assert!(!mappings.hold(side(2, 5000), outer, true));
+        assert!(!mappings.hold(side(2, 5000), outer, true, false));
         mappings.release(side(2, 5000), outer);
         mappings.release(inner, outer);
         assert_eq!(mappings.outer(&inner), Some(outer));
         mappings.release(inner, outer);
         assert!(mappings.is_empty() && mappings.outer(&inner).is_none());
-        let taken: Vec<bool> = (0..6).map(|at| mappings.hold(side(at, 1), side(at, 2), false)).collect();
+        let taken: Vec<bool> = (0..6).map(|at| mappings.hold(side(at, 1), side(at, 2), false, false)).collect();
         assert_eq!(taken, [true, true, true, true, false, false]);
     }
 }

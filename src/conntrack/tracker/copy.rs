@@ -57,7 +57,8 @@ impl Conntrack {
         if taken || self.len() >= self.capacity() {
             return;
         }
-        let Ok(id) = self.table.insert(&copy.record) else { return };
+        let record = Prepared { note: copy.record.note.without_loans(), ..copy.record };
+        let Ok(id) = self.table.insert(&record) else { return };
         self.note_source(id, true);
         if let Some(extra) = copy.extra {
             let number = self.extras.add(extra);

@@ -206,7 +206,7 @@ impl Conntrack {
     /// may begin connections through it.
     pub fn map_source(&mut self, open: bool) {
         if let Some(new) = &mut self.prepared {
-            new.note.0 |= TranslationNote::OUTWARD;
+            new.note.0 = new.note.0 & !TranslationNote::BLOCK | TranslationNote::OUTWARD;
             new.opens = open;
         }
     }
@@ -248,11 +248,6 @@ impl Conntrack {
         Some(Side { zone: new.conn.zone().id, ..source_side(&new.tuple(Direction::Original)) })
     }
 
-    /// Whom a connection's block of ports is lent to.
-    fn owner(&self, id: ConnId) -> Owner {
-        Owner { addr: self.table.tuple(id, Direction::Original).src, zone: self.table.get(id).zone().id }
-    }
-
     /// Inner and outer side of the mappings that a connection may use: of its source, of its destination.
     fn sides(&self, id: ConnId) -> [(Side, Side); 2] {
         let [original, reply] =
@@ -265,40 +260,48 @@ impl Conntrack {
         ]
     }
 
-    /// A connection comes into the table.
+    /// A connection comes into the table. Its block of ports is held by its mapping, where it uses one: that may outlive it.
     pub(super) fn hold_mappings(&mut self, id: ConnId, new: &Prepared) {
         let note = self.table.note(id);
-        if !note.has(TranslationNote::OUTWARD | TranslationNote::INWARD | TranslationNote::BLOCK) {
+        if !note.has(TranslationNote::BORROWS) {
             return;
         }
-        if let Some(block) = new.block
-            && !self.blocks.hold(self.owner(id), block)
+        let [(inner, outer), inward] = self.sides(id);
+        if note.has(TranslationNote::OUTWARD) {
+            let begins = !self.mappings.has(&outer);
+            let block = new.block.filter(|_| begins);
+            let in_block = block.is_some_and(|block| self.blocks.hold(inner.owner(), block));
+            if !self.mappings.hold(inner, outer, new.opens, in_block) {
+                self.table.clear_note(id, TranslationNote::OUTWARD);
+                self.release_block(in_block, inner, outer);
+            }
+        } else if let Some(block) = new.block
+            && !self.blocks.hold(inner.owner(), block)
         {
             self.table.clear_note(id, TranslationNote::BLOCK);
         }
-        for (bit, (inner, outer)) in [TranslationNote::OUTWARD, TranslationNote::INWARD].into_iter().zip(self.sides(id))
-        {
-            if note.has(bit) && !self.mappings.hold(inner, outer, new.opens && bit == TranslationNote::OUTWARD) {
-                self.table.clear_note(id, bit);
-            }
+        if note.has(TranslationNote::INWARD) && !self.mappings.hold(inward.0, inward.1, false, false) {
+            self.table.clear_note(id, TranslationNote::INWARD);
         }
     }
 
     /// A connection leaves the table.
     pub(super) fn release_mappings(&mut self, id: ConnId) {
         let note = self.table.note(id);
-        if !note.has(TranslationNote::OUTWARD | TranslationNote::INWARD | TranslationNote::BLOCK) {
+        if !note.has(TranslationNote::BORROWS) {
             return;
         }
-        if note.has(TranslationNote::BLOCK) {
-            let reply = self.table.tuple(id, Direction::Reply);
-            self.blocks.release(self.owner(id), reply.dst, outer_port(&reply));
+        let [outward, inward] = self.sides(id);
+        self.release_block(note.has(TranslationNote::BLOCK), outward.0, outward.1);
+        for (bit, (inner, outer)) in [(TranslationNote::OUTWARD, outward), (TranslationNote::INWARD, inward)] {
+            let ends_in_block = note.has(bit) && self.mappings.release(inner, outer);
+            self.release_block(ends_in_block, inner, outer);
         }
-        for (bit, (inner, outer)) in [TranslationNote::OUTWARD, TranslationNote::INWARD].into_iter().zip(self.sides(id))
-        {
-            if note.has(bit) {
-                self.mappings.release(inner, outer);
-            }
+    }
+
+    fn release_block(&mut self, holds: bool, inner: Side, outer: Side) {
+        if holds {
+            self.blocks.release(inner.owner(), outer.addr, outer.port);
         }
     }
 
@@ -366,7 +369,7 @@ impl Conntrack {
         assert_eq!(self.sources.len(), bound, "sources");
         let mapped = noted(TranslationNote::OUTWARD) + noted(TranslationNote::INWARD);
         assert_eq!(self.mappings.uses(), mapped, "mappings");
-        assert_eq!(self.blocks.uses(), noted(TranslationNote::BLOCK), "blocks");
+        assert_eq!(self.blocks.uses(), noted(TranslationNote::BLOCK) + self.mappings.in_blocks(), "blocks");
     }
 
     /// Asks for what [`Conntrack::mapping_of_source`] reads first, where connections are translated.
@@ -397,20 +400,17 @@ impl Conntrack {
     }
 }
 
-/// The port outside of a connection, by its reply tuple.
-fn outer_port(reply: &Tuple) -> u16 {
-    match reply.proto {
-        proto::ICMP | proto::ICMPV6 => reply.sport,
-        _ => reply.dport,
-    }
-}
-
 fn source_side(tuple: &Tuple) -> Side {
     Side { addr: tuple.src, port: tuple.sport, proto: tuple.proto, zone: 0 }
 }
 
+/// An ICMP query's identifier is both ends'.
 fn destination_side(tuple: &Tuple) -> Side {
-    Side { addr: tuple.dst, port: tuple.dport, proto: tuple.proto, zone: 0 }
+    let port = match tuple.proto {
+        proto::ICMP | proto::ICMPV6 => tuple.sport,
+        _ => tuple.dport,
+    };
+    Side { addr: tuple.dst, port, proto: tuple.proto, zone: 0 }
 }
 
 /// Of an original tuple, what `same_src` compares.

@@ -256,6 +256,27 @@ fn clients_are_lent_blocks_of_ports_and_the_log_tells_of_each_once() {
 }
 
 #[test]
+fn a_block_stays_lent_as_long_as_a_mapping_has_a_port_of_it() {
+    let mut router = router(
+        "-A POSTROUTING -o wan0 -p udp -j SNAT --to-source 10.2.0.9:2048-2111 --port-block-size 64 --endpoint-independent-mapping\n",
+    );
+    let to = |server: [u8; 4]| udp(PortId::LAN, CLIENT, server, (5000, 53), 64, 10);
+    let (_, first) = router.one(PortId::LAN, &to(SERVER)).expect("forwarded");
+    router.expire(20 * SECOND_NS);
+    let (_, second) = router.one(PortId::LAN, &to([10, 2, 0, 3])).expect("forwarded");
+    assert_eq!(parse(&first).sport, parse(&second).sport);
+    // The connection that took the block is gone, the mapping is not.
+    router.expire(15 * SECOND_NS);
+    assert_eq!(router.shard.conntrack.len(), 1);
+    let other = udp(PortId::LAN, OTHER, SERVER, (5001, 53), 64, 10);
+    assert_eq!((router.one(PortId::LAN, &other), router.drops(DropReason::NatExhausted)), (None, 1));
+    router.shard.conntrack.check();
+    router.expire(31 * SECOND_NS);
+    assert!(router.one(PortId::LAN, &other).is_some());
+    router.shard.conntrack.check();
+}
+
+#[test]
 fn a_full_table_takes_nothing_from_the_host() {
     let mut router = router("-A POSTROUTING -o wan0 -j MASQUERADE\n");
     router.shard = Shard::new(Settings { max: 1, ..Settings::default() }, [1, 2], &router.policy);
