@@ -15,6 +15,7 @@ pub mod xdp;
 
 pub mod packet;
 pub mod rewrite;
+pub mod steering;
 
 pub mod conntrack;
 

@@ -16,6 +16,7 @@ const RANKS: &[(&str, u8)] = &[
     ("device", 3),
     ("xdp", 4),
     ("packet", 5),
+    ("steering", 6),
     ("rewrite", 6),
     ("conntrack", 7),
     ("rules", 8),
@@ -36,12 +37,13 @@ const NARROW: &[(&str, &[&str])] = &[
     ("verdict", &[]),
     ("device", &["time"]),
     ("xdp", &["device", "time", "arch"]),
+    ("steering", &["packet", "wire"]),
     ("conntrack", &["packet", "rewrite", "wire", "verdict", "device", "time", "arch"]),
     ("route", &["wire", "verdict", "device"]),
 ];
 
 /// The core: no clock, thread, file, socket or log.
-const SANS_IO: &[&str] = &["packet", "rewrite", "conntrack", "rules", "nat", "route", "reply", "datapath"];
+const SANS_IO: &[&str] = &["packet", "steering", "rewrite", "conntrack", "rules", "nat", "route", "reply", "datapath"];
 const IO: &[&str] =
     &["std::fs", "std::net::Udp", "std::net::Tcp", "std::thread", "std::env", "Instant::now", "SystemTime"];
 
