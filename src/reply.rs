@@ -280,7 +280,7 @@ pub fn tcp_reset(frame: &mut Frame, packet: &Packet) -> bool {
 /// (`icmp_msgs_per_sec` = 1000, `icmp_msgs_burst` = 50). "Too big" is not limited per destination.
 ///
 /// Destinations share [`Limiter::SLOTS`] direct-mapped buckets; a newcomer evicts, and starts full, as an inet_peer does
-/// that was forgotten. One per worker.
+/// that was forgotten. One for all workers.
 #[derive(Debug)]
 pub struct Limiter {
     slots: Box<[Slot]>,

@@ -118,6 +118,8 @@ drop_reasons! {
     NeighbourFailed = "neighbour_failed",
     /// Too many packets wait for the next hop's address.
     NeighbourQueueFull = "neighbour_queue_full",
+    /// The ring to the worker that has its connection was full.
+    HandoverFull = "handover_full",
     /// The port's transmit ring stayed full.
     TransmitFull = "transmit_full",
     /// For the host's own stack, which was given its share already (20,000 packets a second for each worker).
@@ -143,6 +145,8 @@ pub enum Verdict {
     Punt,
     /// Waits for the next hop's link-layer address.
     Hold,
+    /// Another worker's.
+    Handover,
 }
 
 /// Drops by reason, in packets.

@@ -69,6 +69,7 @@ fn what_the_host_does_not_take_is_counted() {
         policy,
         routing: Arc::new(ArcSwap::from_pointee(builder.build())),
         mailbox: mailbox().expect("a descriptor").0,
+        links: None,
     });
     // A broadcast frame is the host's.
     let mut frame = vec![0xff; 6];

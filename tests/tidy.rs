@@ -38,7 +38,7 @@ const NARROW: &[(&str, &[&str])] = &[
     ("device", &["time"]),
     ("xdp", &["device", "time", "arch"]),
     ("steering", &["packet", "wire"]),
-    ("conntrack", &["packet", "rewrite", "wire", "verdict", "device", "time", "arch"]),
+    ("conntrack", &["packet", "steering", "rewrite", "wire", "verdict", "device", "time", "arch"]),
     ("route", &["wire", "verdict", "device"]),
 ];
 

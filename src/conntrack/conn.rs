@@ -272,6 +272,8 @@ impl TranslationNote {
     pub(super) const INWARD: u8 = 8;
     /// It uses a block of ports.
     pub(super) const BLOCK: u8 = 16;
+    /// It is on the roster that all workers see.
+    pub(super) const ROSTER: u8 = 32;
     /// Something is to be given back when it ends.
     pub(super) const BORROWS: u8 = TranslationNote::OUTWARD | TranslationNote::INWARD | TranslationNote::BLOCK;
     const PORT: u8 = 3;
@@ -287,7 +289,7 @@ impl TranslationNote {
 
     /// What another tracker knows of as well: nothing is borrowed there.
     pub(super) fn without_loans(self) -> TranslationNote {
-        TranslationNote(self.0 & !TranslationNote::BORROWS)
+        TranslationNote(self.0 & !(TranslationNote::BORROWS | TranslationNote::ROSTER))
     }
 
     pub(super) fn has(self, bit: u8) -> bool {

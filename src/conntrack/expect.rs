@@ -402,6 +402,11 @@ impl Expectations {
         }
     }
 
+    /// All there are, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Expectation> {
+        self.slots.iter().filter_map(|slot| slot.expectation.as_ref())
+    }
+
     /// Ends all there are.
     pub fn clear(&mut self) {
         for slot in 0..self.slots.len() {

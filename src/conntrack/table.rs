@@ -277,6 +277,15 @@ impl Table {
         })
     }
 
+    /// Notes one more thing.
+    pub(super) fn set_note(&mut self, id: ConnId, bit: u8) {
+        if self.get(id).flags & Conn::NOTED == 0 {
+            self.notes[id.index()] = 0;
+        }
+        self.get_mut(id).flags |= Conn::NOTED;
+        self.notes[id.index()] |= bit;
+    }
+
     /// This is not so after all.
     pub(super) fn clear_note(&mut self, id: ConnId, bit: u8) {
         self.notes[id.index()] &= !bit;

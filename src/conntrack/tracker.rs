@@ -26,6 +26,7 @@ mod ask;
 mod copy;
 mod eviction;
 mod help;
+mod home;
 mod show;
 mod tell;
 mod translate;
@@ -33,6 +34,7 @@ mod translate;
 pub use copy::ConnCopy;
 use eviction::Hand;
 pub use help::FollowMaster;
+pub use home::Emigrant;
 pub use translate::Manip;
 
 use super::blocks::Blocks;
@@ -40,6 +42,7 @@ use super::conn::{Conn, ConnId, Prepared, UNLINKED};
 use super::event::{EventKind, Recorder};
 use super::expect::{Expectations, MasterId};
 use super::extra::Extras;
+use super::homes::Homes;
 use super::icmp::{self, Message};
 use super::keymap::Keymap;
 use super::list::{ConnView, Counter, StateView};
@@ -109,6 +112,8 @@ impl Tracked {
 #[derive(Debug)]
 pub struct Conntrack {
     settings: Settings,
+    /// What `settings.max` was at start.
+    most: usize,
     table: Table,
     wheel: Wheel,
     sources: Sources,
@@ -139,6 +144,8 @@ pub struct Conntrack {
     prepared_extra: Option<MasterId>,
     /// How the prepared connection is to be translated, as its master says.
     follow: Option<FollowMaster>,
+    /// Where connections live, if there are several workers.
+    homes: Option<Box<Homes>>,
 }
 
 impl Conntrack {
@@ -148,17 +155,32 @@ impl Conntrack {
     /// # Panics
     /// When [`Settings::check`] would have refused the settings.
     pub fn new(settings: Settings, secret: [u64; 2]) -> Conntrack {
-        let table = Table::new(settings.max, secret);
-        let counters = if settings.acct { vec![[Counter::default(); 2]; settings.max] } else { Vec::new() };
-        let hand = Hand::new(settings.max);
-        let extras = Extras::new(settings.max);
+        let capacity = settings.max;
+        Conntrack::with_room(settings, capacity, secret)
+    }
+
+    /// One of several trackers, that together have at most `settings.max` connections, and each at most `capacity`.
+    ///
+    /// # Panics
+    /// As [`Conntrack::new`].
+    pub fn among(settings: Settings, capacity: usize, secret: [u64; 2], homes: Homes) -> Conntrack {
+        Conntrack { homes: Some(Box::new(homes)), ..Conntrack::with_room(settings, capacity, secret) }
+    }
+
+    fn with_room(settings: Settings, capacity: usize, secret: [u64; 2]) -> Conntrack {
+        let table = Table::new(capacity, secret);
+        let counters = if settings.acct { vec![[Counter::default(); 2]; capacity] } else { Vec::new() };
+        let hand = Hand::new(capacity);
+        let extras = Extras::new(capacity);
         let expectations = Expectations::new(settings.expect_max, secret);
-        let starts = if settings.timestamp { vec![Instant::ZERO; settings.max] } else { Vec::new() };
-        let sources = Sources::new(settings.max);
-        let mappings = Mappings::new(settings.max);
-        let blocks = Blocks::new(settings.max);
+        let starts = if settings.timestamp { vec![Instant::ZERO; capacity] } else { Vec::new() };
+        let sources = Sources::new(capacity);
+        let mappings = Mappings::new(capacity);
+        let blocks = Blocks::new(capacity);
+        let most = settings.max;
         Conntrack {
             settings,
+            most,
             table,
             wheel: Wheel::new(),
             sources,
@@ -179,6 +201,7 @@ impl Conntrack {
             keys: Keymap::default(),
             prepared_extra: None,
             follow: None,
+            homes: None,
         }
     }
 
@@ -194,11 +217,10 @@ impl Conntrack {
     /// Which setting needs a restart.
     pub fn set_settings(&mut self, settings: Settings) -> Result<(), String> {
         settings.check()?;
-        if settings.max > self.capacity() {
+        if settings.max > self.most {
             return Err(format!(
                 "nf_conntrack_max = {}: the table was built for {}; needs a restart to become larger",
-                settings.max,
-                self.capacity()
+                settings.max, self.most
             ));
         }
         if settings.acct && self.counters.is_empty() {
@@ -324,6 +346,11 @@ impl Conntrack {
     /// For a packet that is not tracked: what was prepared for the one before is not its.
     #[inline]
     pub fn forget_prepared(&mut self) {
+        if self.homes.is_some()
+            && let Some(new) = self.prepared.take()
+        {
+            self.leave_roster(&new);
+        }
         self.prepared = None;
         self.forget_extra();
     }
@@ -366,6 +393,7 @@ impl Conntrack {
     fn confirm_prepared(&mut self, now: Instant) -> Result<(), DropReason> {
         let Some(mut new) = self.prepared.take() else { return Ok(()) };
         if new.exhausted {
+            self.leave_roster(&new);
             return self.refuse_new(DropReason::NatExhausted);
         }
         for direction in [Direction::Original, Direction::Reply] {
@@ -375,6 +403,7 @@ impl Conntrack {
                 _ => self.lookup_of(&tuple, direction, now),
             };
             if let Some((id, _)) = taken {
+                self.leave_roster(&new);
                 return self.resolve_clash(&new, id);
             }
         }
@@ -388,6 +417,7 @@ impl Conntrack {
         };
         let Some(id) = inserted else {
             self.statistics.chaintoolong += 1;
+            self.leave_roster(&new);
             return self.refuse_new(DropReason::ConntrackFull);
         };
         if let Some(counters) = self.counters.get_mut(id.index()) {
@@ -403,6 +433,7 @@ impl Conntrack {
         self.note_source(id, true);
         self.hold_mappings(id, &new);
         self.attach_extra(id);
+        self.note_begin(id);
         self.statistics.insert += 1;
         self.tell(EventKind::New, id, now, 0);
         Ok(())
@@ -475,6 +506,7 @@ impl Conntrack {
             let before = if listening { Some(standing(conn)) } else { None };
             tcp::close(conn, &self.settings, now);
             note_changes(conn, before, false);
+            self.tell_roster(id);
         }
     }
 
@@ -561,6 +593,7 @@ impl Conntrack {
         self.note_source(id, false);
         self.release_mappings(id);
         self.remove_extra(id, now);
+        self.note_end(id);
         self.table.remove(id);
     }
 
@@ -739,6 +772,9 @@ impl Conntrack {
         }
         conn.status = status;
         note_changes(conn, before, is_resync(outcome, direction, packet));
+        if self.homes.is_some() && packet.proto == proto::TCP {
+            self.tell_roster(id);
+        }
         Some(Tracked { info, conn: ConnRef::Confirmed(id), status })
     }
 
@@ -754,7 +790,7 @@ impl Conntrack {
         if tuple.inverse().is_none() {
             return Ok(self.invalid());
         }
-        if self.table.len() >= self.limit() {
+        if self.is_full() {
             self.victim = self.find_room(now)?;
         }
         let mut new = Prepared::in_zone(tuple, template.zone);

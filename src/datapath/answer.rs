@@ -3,6 +3,8 @@
 
 use super::waiting::{self, Outcome};
 use super::{Answer, Path, Refusal, Resolve, is_link_local_v6};
+use std::sync::PoisonError;
+
 use crate::conntrack::Tracked;
 use crate::device::{Frame, PortId};
 use crate::packet::Packet;
@@ -47,7 +49,10 @@ impl Path<'_> {
         let source = self.routing.source_for(packet.family, packet.src, packet.port)?;
         // Clients behind one address are not one host.
         let host = self.answered_address(packet, of);
-        if !self.shard.limiter.allow(packet.family, host, error, self.now) {
+        let mut limiter = self.shard.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let allowed = limiter.allow(packet.family, host, error, self.now);
+        drop(limiter);
+        if !allowed {
             self.shard.counters.replies_limited += 1;
             return None;
         }

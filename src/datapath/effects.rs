@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use super::handover::Parcel;
 use crate::device::{Frame, PortId};
 use crate::rules::{LogRecord, LogRequest, NflogRecord, NflogRequest, TraceEvent};
 use crate::wire::{Addr, Family};
@@ -41,6 +42,8 @@ pub struct Effects {
     pub copies_lost: u64,
     /// Next hops to ask the kernel for.
     pub resolve: Vec<Resolve>,
+    /// What goes to other workers, with their numbers, in order.
+    pub parcels: Vec<(u16, Parcel)>,
 }
 
 impl Effects {
@@ -62,6 +65,7 @@ impl Effects {
             copies: Vec::with_capacity(Effects::COPIES_MAX),
             copies_lost: 0,
             resolve: Vec::with_capacity(Effects::RESOLVE_MAX),
+            parcels: Vec::with_capacity(batch),
         }
     }
 

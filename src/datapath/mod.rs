@@ -16,6 +16,7 @@ mod answer;
 mod budget;
 mod dice;
 mod effects;
+mod handover;
 mod help;
 mod renumber;
 mod shard;
@@ -26,12 +27,13 @@ mod waiting;
 mod witness;
 
 pub use effects::{Effects, Resolve};
+pub use handover::{Emigration, Parcel, immigrate};
 pub use shard::{Counters, Ledger, PortCounters, Shard, WallClock};
 pub use witness::{Answered, Ends, Exit, Meeting, Witness};
 
 use crate::arch;
 use crate::conntrack::{
-    Candidate, ConnId, ConnRef, CtInfo, CtStatus, Direction, EndsV4, Manip, Template, Tracked, Tuple,
+    Candidate, ConnId, ConnRef, CtInfo, CtStatus, Direction, EndsV4, Manip, Sent, Template, Tracked, Tuple,
 };
 use crate::device::{Frame, PortId};
 use crate::packet::{L4, Packet};
@@ -59,6 +61,9 @@ pub const BATCH: usize = 64;
 #[derive(Debug)]
 pub struct Batch {
     port: PortId,
+    sent: Sent,
+    /// By another worker, which has counted them.
+    given: bool,
     frames: Vec<Frame>,
     /// Of all frames, in sum.
     bytes: u64,
@@ -66,7 +71,7 @@ pub struct Batch {
 
 impl Default for Batch {
     fn default() -> Batch {
-        Batch { port: PortId::LAN, frames: Vec::with_capacity(BATCH), bytes: 0 }
+        Batch { port: PortId::LAN, sent: Sent::Here, given: false, frames: Vec::with_capacity(BATCH), bytes: 0 }
     }
 }
 
@@ -78,7 +83,7 @@ impl Batch {
     #[inline]
     pub fn fill(&mut self, port: PortId, receive: impl FnOnce(&mut Vec<Frame>) -> usize) -> (usize, u64) {
         assert!(self.is_empty(), "the last batch was processed");
-        self.port = port;
+        (self.port, self.sent, self.given) = (port, Sent::Here, false);
         let count = receive(&mut self.frames);
         for frame in &self.frames {
             // Somebody else has just written the header; all of a batch's are fetched before the first is read.
@@ -99,9 +104,21 @@ impl Batch {
     /// When there are packets of another port in hand.
     pub fn push(&mut self, port: PortId, frame: Frame) {
         assert!(self.takes(port), "a batch is of one port");
-        self.port = port;
+        (self.port, self.sent, self.given) = (port, Sent::Here, false);
         self.bytes += frame.len() as u64;
         self.frames.push(frame);
+    }
+
+    /// Appends a packet that another worker has received on `port`, and sent like this. `Some`: it does not belong with those in
+    /// hand, or there are enough.
+    pub fn give(&mut self, port: PortId, sent: Sent, frame: Frame) -> Option<Frame> {
+        let fits = self.is_empty() || self.given && (self.port, self.sent) == (port, sent) && self.len() < BATCH;
+        if !fits {
+            return Some(frame);
+        }
+        (self.port, self.sent, self.given) = (port, sent, true);
+        self.frames.push(frame);
+        None
     }
 
     /// Packets in hand.
@@ -125,6 +142,7 @@ pub fn process(
     effects: &mut Effects,
 ) {
     shard.follow(policy, routing);
+    shard.conntrack.set_arrival(batch.sent);
     let mut places = std::mem::take(&mut shard.work);
     if places.len() < batch.len() {
         places.resize(batch.len(), Work::BLANK);
@@ -160,9 +178,13 @@ pub fn process(
 /// Stage (a).
 fn parse_all(shard: &mut Shard, batch: &Batch, work: &mut [Work]) {
     let verify = shard.conntrack.settings().checksum;
-    let counters = &mut shard.counters.ports[batch.port.index()];
-    counters.receive_packets += batch.len() as u64;
-    counters.receive_bytes += batch.bytes;
+    if batch.given {
+        shard.counters.taken_over += batch.len() as u64;
+    } else {
+        let counters = &mut shard.counters.ports[batch.port.index()];
+        counters.receive_packets += batch.len() as u64;
+        counters.receive_bytes += batch.bytes;
+    }
     for (frame, work) in batch.frames.iter().zip(work) {
         work.unreadable = work.packet.read(frame.bytes(), batch.port, verify).err();
         if work.unreadable.is_none() {
@@ -307,6 +329,10 @@ enum Fate {
     Follow(PortId, Mac),
     Punt,
     Refuse(Refusal),
+    /// Another worker's, as it came.
+    HandOver(u16, Sent),
+    /// It begins a connection that this worker shall own.
+    Emigrate(u16, Way, Passage),
 }
 
 impl From<DropReason> for Refusal {
@@ -335,6 +361,12 @@ impl Path<'_> {
     fn take(&mut self, mut frame: Frame, work: &mut Work) -> Verdict {
         self.witnessed = work.witnessed;
         if work.witnessed
+            && let Some((worker, sent)) = self.elsewhere(&frame, work, false)
+        {
+            // Who goes with packets goes with it there.
+            return self.hand_over(frame, work.packet.port, worker, sent);
+        }
+        if work.witnessed
             && let Some(witness) = &mut self.shard.witness
         {
             witness.begin(&work.packet, self.now);
@@ -358,13 +390,15 @@ impl Path<'_> {
                 Verdict::Punt
             }
             Fate::Refuse(refusal) => self.refuse(frame, &work.packet, &refusal),
+            Fate::HandOver(worker, sent) => self.hand_over(frame, work.packet.port, worker, sent),
+            Fate::Emigrate(worker, way, passage) => self.emigrate(frame, &work.packet, worker, &way, &passage),
         }
     }
 
     /// Only what is addressed to this port is routed; group addresses are the host's. Then the short way or the long one.
     #[inline]
     fn decide(&mut self, frame: &mut Frame, work: &mut Work) -> Fate {
-        let Work { packet, hash, candidate, destination, witnessed, ahead, .. } = work;
+        let Work { packet, hash, candidate, destination, witnessed, .. } = work;
         if *destination != self.routing.ports[packet.port.index()].mac {
             return if destination.is_group() { Fate::Punt } else { Fate::Refuse(DropReason::NotForUs.into()) };
         }
@@ -377,6 +411,11 @@ impl Path<'_> {
                 true => self.decide_fully(frame, packet, *hash, &Before { known: Some(known), ..Before::NOTHING }),
             };
         }
+        let missed = is_plain(packet);
+        if !*witnessed && let Some((worker, sent)) = self.elsewhere(frame, work, missed) {
+            return Fate::HandOver(worker, sent);
+        }
+        let Work { packet, hash, ahead, .. } = work;
         let seen = self.shard.ahead.get(*ahead);
         self.decide_fully(frame, packet, *hash, &Before { seen, ..Before::NOTHING })
     }
@@ -521,6 +560,9 @@ impl Path<'_> {
         }
         self.meet(MANGLE_POSTROUTING, Hook::Postrouting, frame, packet, &mut passage, reads.as_deref_mut())?;
         self.bind(Manip::Source, frame, packet, &mut passage)?;
+        if let Some(worker) = self.shard.conntrack.owner_to_be(&passage.tracked) {
+            return Ok(Fate::Emigrate(worker, way, passage));
+        }
         self.check_masquerade(packet, &passage.tracked, way.port)?;
         self.translate_watched(Manip::Source, frame, packet, &passage.tracked)?;
         self.leave(frame, packet, &passage, &way)?;
@@ -696,7 +738,7 @@ impl Path<'_> {
             return Ok(());
         }
         let random = self.shard.random();
-        let Shard { conntrack, rules, wall, witness, ahead, dice, .. } = &mut *self.shard;
+        let Shard { conntrack, rules, wall, witness, ahead, dice, source_range, .. } = &mut *self.shard;
         let Tracked { info, status, conn } = passage.tracked;
         let mut world = Surroundings {
             conntrack,
@@ -706,7 +748,9 @@ impl Path<'_> {
             conn,
             direction: info.direction(),
             random: core::cell::Cell::new(random | 1),
+            is_on_roster: core::cell::Cell::new(false),
             dice,
+            source_range,
             gateway: passage.gateway,
             family: packet.family,
             now: self.now,
@@ -739,6 +783,9 @@ impl Path<'_> {
             (Some(trace), None) => vector.trace(chain, &mut context, &mut world, counters, trace),
         };
         (passage.mark, passage.template, passage.traced) = (context.mark, context.template, context.traced);
+        if world.is_on_roster.get() {
+            conntrack.is_on_roster(conn);
+        }
         let refusal = match decision {
             Decision::Accept => return Ok(()),
             Decision::Drop(reason) => reason.into(),
@@ -761,7 +808,13 @@ impl Path<'_> {
                 let neighbour = self.routing.neighbour(hop.port, hop.next_hop);
                 Exit::Forward { port: *port, next_hop: hop.next_hop, mtu: *mtu, neighbour }
             }
-            Fate::Follow(..) => return, // nobody with a witness takes a shortcut
+            Fate::Emigrate(_, Way { port, gateway, mtu }, _) => {
+                let hop = waiting::next_hop(packet.family, *port, *gateway, packet.dst);
+                let neighbour = self.routing.neighbour(hop.port, hop.next_hop);
+                Exit::Forward { port: *port, next_hop: hop.next_hop, mtu: *mtu, neighbour }
+            }
+            // Nobody with a witness takes a shortcut, or gets as far as here before he is handed over.
+            Fate::Follow(..) | Fate::HandOver(..) => return,
             Fate::Punt => Exit::Host,
             Fate::Refuse(Refusal { reason, answer, .. }) => {
                 let answer = match answer {

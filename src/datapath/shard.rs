@@ -5,18 +5,18 @@
 //! new policy gives the shard its ledger first and fetches the old one afterwards, so that the shard only exchanges the
 //! two (and allocates one itself where nobody did so, as in tests).
 
-use crate::conntrack::{Candidate, Conntrack, Settings};
+use crate::conntrack::{Candidate, Conntrack, Homes, Settings};
 use crate::device::PortId;
 use crate::packet::Packet;
 use crate::reply::Limiter;
-use crate::rules::RuleCounters;
+use crate::rules::{NatRange, RuleCounters};
 use crate::snapshot::{Policy, Routing};
 use crate::time::{Instant, SECOND_NS};
 use crate::verdict::{DropCounters, DropReason};
 use crate::wire::{Family, Mac};
 
 use core::sync::atomic::{AtomicI32, AtomicI64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::ahead::{Ahead, NOWHERE};
 use super::budget::PuntBudget;
@@ -59,6 +59,10 @@ pub struct Counters {
     pub punted: u64,
     /// Packets that had to wait for a next hop's address.
     pub held: u64,
+    /// Packets given to other workers.
+    pub handed_over: u64,
+    /// Packets that other workers gave.
+    pub taken_over: u64,
     /// ICMP errors and TCP resets sent.
     pub replies: u64,
     /// ICMP errors not sent because of their rate limit.
@@ -174,7 +178,8 @@ pub struct Shard {
     pub(super) waiting: Waiting,
     pub(super) punts: PuntBudget,
     pub(super) asked_at: Instant,
-    pub(super) limiter: Limiter,
+    /// Of all workers: the rates are the router's.
+    pub(super) limiter: Arc<Mutex<Limiter>>,
     pub(super) ip_id: u16,
     /// The calendar, for rules with `-m time`.
     pub wall: Arc<WallClock>,
@@ -189,13 +194,39 @@ pub struct Shard {
     pub(super) work: Vec<Work>,
     pub(super) ahead: Ahead,
     pub(super) renumbering: Renumbering,
+    /// What the last source was to be translated to, for a worker that has to choose again.
+    pub(super) source_range: NatRange,
 }
 
 impl Shard {
     /// A shard without connections. `secret` keys the connection table's hash.
     pub fn new(settings: Settings, secret: [u64; 2], policy: &Policy) -> Shard {
+        Shard::over(Conntrack::new(settings, secret), secret, policy)
+    }
+
+    /// One of as many shards as there are `homes`, each with a place in what they share.
+    pub fn among(settings: &Settings, secret: [u64; 2], policy: &Policy, homes: Vec<Homes>) -> Vec<Shard> {
+        let capacity = Shard::capacity_among(settings.max, homes.len());
+        let own_secret = |at: usize| [secret[0] ^ (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15), secret[1]];
+        let one = |(at, homes)| {
+            let secret = own_secret(at);
+            Shard::over(Conntrack::among(settings.clone(), capacity, secret, homes), secret, policy)
+        };
+        let mut shards: Vec<Shard> = homes.into_iter().enumerate().map(one).collect();
+        let limiter = Arc::<Mutex<Limiter>>::default();
+        shards.iter_mut().for_each(|shard| shard.limiter = limiter.clone());
+        shards
+    }
+
+    /// Connections that one of several workers has room for, when there may be `max` in all: twice its share, since no hash
+    /// gives each the same.
+    pub fn capacity_among(max: usize, workers: usize) -> usize {
+        max.min((2 * max).div_ceil(workers.max(1)).max(1024))
+    }
+
+    fn over(conntrack: Conntrack, secret: [u64; 2], policy: &Policy) -> Shard {
         Shard {
-            conntrack: Conntrack::new(settings, secret),
+            conntrack,
             counters: Counters::default(),
             rules: [policy.v4.counters(), policy.v6.counters()],
             shortcuts: Shortcuts::new(),
@@ -205,7 +236,7 @@ impl Shard {
             waiting: Waiting::new(),
             punts: PuntBudget::new(policy.translates()),
             asked_at: Instant::ZERO,
-            limiter: Limiter::new(),
+            limiter: Arc::default(),
             ip_id: secret[0] as u16,
             wall: Arc::default(),
             random: (secret[0] ^ secret[1].rotate_left(32)) | 1,
@@ -215,6 +246,7 @@ impl Shard {
             work: vec![Work::BLANK; super::BATCH],
             ahead: Ahead::new(),
             renumbering: Renumbering::new(),
+            source_range: NatRange::default(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use crate::conntrack::{ConnRef, Conntrack, Direction, Tuple};
+use crate::conntrack::{ConnRef, Conntrack, Direction, Manip, Tuple};
 use crate::device::PortId;
 use crate::nat;
 use crate::route::Route;
@@ -30,8 +30,12 @@ pub(super) struct Surroundings<'a> {
     pub(super) direction: Direction,
     /// Where the next random number comes from; drawn for this chain, never 0.
     pub(super) random: Cell<u32>,
+    /// Whether the connection was put on the roster of those that other workers ask about.
+    pub(super) is_on_roster: Cell<bool>,
     /// Where the ports of translated connections come from.
     pub(super) dice: &'a mut Dice,
+    /// Where the range of a source's translation is noted.
+    pub(super) source_range: &'a mut NatRange,
     /// Whom a packet that is routed goes to, if not to its destination.
     pub(super) gateway: Option<Addr>,
     pub(super) family: Family,
@@ -72,6 +76,13 @@ impl World for Surroundings<'_> {
             None => Liveness::Gone,
             Some(false) => Liveness::Open,
             Some(true) => Liveness::Closing,
+        }
+    }
+
+    fn put_on_roster(&self) {
+        if self.conntrack.is_one_of_many() {
+            self.conntrack.put_on_roster(self.conn);
+            self.is_on_roster.set(true);
         }
     }
 
@@ -117,6 +128,9 @@ impl World for Surroundings<'_> {
         };
         let addresses = addr.map(|addr| (addr, addr)).or(request.range.addresses);
         let range = NatRange { addresses, ..*request.range };
+        if request.manip == Manip::Source {
+            *self.source_range = range;
+        }
         let dice = &mut *self.dice;
         nat::bind(self.conntrack, request.manip, &range, &mut |low| dice.draw_port(request.manip, low), self.now);
         if request.source == NatSource::OutPort

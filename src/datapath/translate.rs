@@ -16,7 +16,7 @@ use crate::nat;
 use crate::packet::Packet;
 use crate::reply;
 use crate::rewrite::{self, End, Translation};
-use crate::rules::{Hook, NAT_POSTROUTING, NAT_PREROUTING};
+use crate::rules::{Hook, NAT_POSTROUTING, NAT_PREROUTING, NatRange};
 use crate::time::{Instant, SECOND_NS};
 use crate::verdict::DropReason;
 use crate::wire::{Addr, Family, icmp, icmpv6, proto};
@@ -95,6 +95,7 @@ impl Path<'_> {
             Manip::Destination => (NAT_PREROUTING, Hook::Prerouting),
             Manip::Source => (NAT_POSTROUTING, Hook::Postrouting),
         };
+        self.shard.source_range = NatRange::default();
         self.meet(chain, hook, frame, packet, passage, None)?;
         let super::Shard { conntrack, dice, .. } = &mut *self.shard;
         if manip == Manip::Destination && !conntrack.is_bound(manip) {

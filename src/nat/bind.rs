@@ -1,7 +1,7 @@
 //! The prepared connection's translation is decided: [`bind`], [`bind_null`], and beyond Linux [`bind_opened`].
 
 use super::{address, ports};
-use crate::conntrack::{Conntrack, Manip, PortBlock, Tuple};
+use crate::conntrack::{ConnRef, Conntrack, Direction, Manip, PortBlock, Tuple};
 use crate::rules::{Blocks, Independence, NatPorts, NatRange};
 use crate::time::Instant;
 use crate::wire::proto;
@@ -21,15 +21,48 @@ pub fn bind(
         return;
     }
     let Some(current) = conntrack.prepared_tuple() else { return };
+    let at_home = manip == Manip::Source && conntrack.chooses_ports();
+    conntrack.only_own_homes(at_home);
+    let mut found = pick(conntrack, current, manip, range, random, now);
+    conntrack.only_own_homes(false);
+    if at_home && !found.1 {
+        // None whose replies would come to this worker: then what Linux would take, at the worker that they come to.
+        found = pick(conntrack, current, manip, range, random, now);
+    }
+    let (tuple, free) = found;
+    conntrack.set_exhausted(!free);
+    conntrack.bind(manip, &tuple);
+}
+
+/// The same for a connection that has come from another worker, which could not know whether what it chose was taken:
+/// if it is, another is chosen, whose replies come here.
+pub fn bind_again(conntrack: &mut Conntrack, range: &NatRange, random: &mut dyn FnMut(u16) -> u16, now: Instant) {
+    let Some(chosen) = conntrack.prepared_tuple().filter(|chosen| conntrack.is_taken(chosen, now)) else { return };
+    let Some(original) = conntrack.tuple(ConnRef::Prepared, Direction::Original) else { return };
+    let current = Tuple { src: original.src, sport: original.sport, ..chosen };
+    conntrack.only_own_homes(true);
+    let (tuple, free) = pick(conntrack, current, Manip::Source, range, random, now);
+    conntrack.only_own_homes(false);
+    conntrack.set_exhausted(!free);
+    conntrack.bind(Manip::Source, &tuple);
+}
+
+/// A tuple, and whether it is free.
+fn pick(
+    conntrack: &mut Conntrack,
+    current: Tuple,
+    manip: Manip,
+    range: &NatRange,
+    random: &mut dyn FnMut(u16) -> u16,
+    now: Instant,
+) -> (Tuple, bool) {
     let has_ports = matches!(current.proto, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP);
-    let (tuple, free) = match range.independence {
+    match range.independence {
         Independence::Mapping | Independence::Filtering if manip == Manip::Source && has_ports => {
             mapped_tuple(conntrack, current, range, random, now)
         }
         _ => fresh_tuple(conntrack, current, manip, range, random, now),
-    };
-    conntrack.set_exhausted(!free);
-    conntrack.bind(manip, &tuple);
+    }
 }
 
 /// Translates the destination of a packet that comes in through a port that somebody has opened by endpoint-independent

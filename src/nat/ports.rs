@@ -19,6 +19,9 @@ const ATTEMPTS: u32 = 128;
 const HARDER: u32 = 32;
 /// No round is shorter than half of this.
 const LAST_ROUND: u32 = 16;
+/// Ports in a row, each with another worker for its home, after which there is none for this one: of 64 workers one port in 64
+/// is for this one.
+const SKIPPED: u32 = 1024;
 /// Buckets asked for ahead.
 const AHEAD: u32 = 8;
 
@@ -103,6 +106,15 @@ pub(super) fn choose(
                 prefetch(conntrack, *tuple, &span, offset, tried == 1);
             }
             span.put(tuple, offset);
+            let mut skipped = 0;
+            while conntrack.is_not_to_be_tried(tuple) {
+                if skipped == SKIPPED {
+                    return false;
+                }
+                skipped += 1;
+                offset = offset.wrapping_add(1);
+                span.put(tuple, offset);
+            }
             let taken = match attempts - tried <= HARDER {
                 true => conntrack.is_taken_for_good(tuple, now),
                 false => conntrack.is_taken(tuple, now),

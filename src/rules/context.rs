@@ -95,6 +95,8 @@ pub trait World {
     }
     /// What is known of the connection that `tuple` (with its zone) is the original of.
     fn liveness(&self, tuple: &Tuple) -> Liveness;
+    /// Others may ask [`World::liveness`] of the packet's connection from now on.
+    fn put_on_roster(&self) {}
     /// What `addr` is; with `on`, LOCAL only when it is that port's.
     fn address_type(&self, addr: Addr, on: Option<PortId>) -> AddressType;
     /// Whether the way back to the packet's source leads through the port it came by; with `loose`, whether there is any.

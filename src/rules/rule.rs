@@ -6,6 +6,7 @@
 
 use super::diagnostic::{Diagnostics, Span};
 use super::matches::Match;
+use super::save::rule_text;
 use super::set::{SetCell, SetTable};
 use super::targets::Target;
 use crate::wire::{Addr, Family};
@@ -272,6 +273,15 @@ impl Ruleset {
     /// turns that on.
     pub fn wants_accounting(&self) -> bool {
         self.chains.iter().flat_map(|chain| &chain.rules).any(|rule| rule.wants_accounting())
+    }
+
+    /// The first rule that gives a client something which all its connections share, so that one worker has to have them all: a
+    /// mapping, or a block of ports. As `iptables-save` prints it.
+    pub fn wants_one_worker(&self) -> Option<String> {
+        self.chains.iter().find_map(|chain| {
+            let rule = chain.rules.iter().find(|rule| rule.target.wants_one_worker())?;
+            Some(rule_text(self.family, &chain.name, rule, &self.chains))
+        })
     }
 
     /// By chain: whether a packet that enters one of these can come to it.

@@ -4,6 +4,7 @@
 //! What hardware and kernel may do to a router, the ports do on demand and from a seed: lose and reorder packets on
 //! arrival, take fewer frames for sending than offered, and hold sent frames back. One seed gives one run.
 
+pub mod many;
 pub mod replay;
 
 use std::collections::VecDeque;
@@ -250,6 +251,7 @@ impl Simulator {
             policy: policy.clone(),
             routing: routing.clone(),
             mailbox,
+            links: None,
         });
         Simulator { worker, wires, policy, routing, handle, now: Instant::from_secs(1), frames: FRAMES }
     }

@@ -409,6 +409,11 @@ impl Mailbox {
         &self.wake
     }
 
+    /// The same, for those who wake the worker.
+    pub fn waker(&self) -> Arc<EventFd> {
+        self.wake.clone()
+    }
+
     /// Passes on what the core left in `effects`.
     pub(super) fn forward(&mut self, effects: &mut Effects) {
         for record in effects.logs.drain(..) {

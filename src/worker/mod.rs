@@ -7,9 +7,11 @@
 //! and of what the control thread asked for. The clock is read once per burst, by [`Worker::run`]; [`Worker::burst`]
 //! takes it as an argument, so the simulator runs the same loop in virtual time.
 
+mod links;
 mod mailbox;
 mod tracer;
 
+pub use links::{Links, ring_for};
 use mailbox::Turns;
 pub use mailbox::{
     COPY_RING, EVENT_RING, Ending, Expecting, Handle, LOG_RING, Line, Mailbox, QueueStats, Reply, Request, SLICE,
@@ -22,13 +24,13 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::datapath::{self, BATCH, Batch, Effects, Shard};
+use crate::datapath::{self, BATCH, Batch, Effects, Parcel, Shard};
 use crate::device::{Device, FramePool, Host, PortId};
 use crate::snapshot::{Policy, Routing};
 use crate::time::Instant;
@@ -91,6 +93,8 @@ pub struct Parts<D, H> {
     pub routing: Arc<ArcSwap<Routing>>,
     /// Its end of the mailbox.
     pub mailbox: Mailbox,
+    /// Its ways to the other workers, if there are any; then its tracker knows of them, too.
+    pub links: Option<Links>,
 }
 
 /// A worker; see the module's head.
@@ -114,6 +118,9 @@ pub struct Worker<D, H> {
     handed_over: Instant,
     /// Whether some were punted since.
     has_punted: bool,
+    links: Option<Links>,
+    /// Bursts, for who watches whether they go on.
+    pulse: Arc<AtomicU64>,
 }
 
 /// The present as workers that began at `start` have it: their time begins at second 1.
@@ -147,7 +154,14 @@ impl<D: Device, H: Host> Worker<D, H> {
             busy_bursts: 0,
             handed_over: Instant::ZERO,
             has_punted: false,
+            links: parts.links,
+            pulse: Arc::default(),
         }
+    }
+
+    /// A number that grows with every burst; a worker that sleeps has one each [`SLEEP`] at least.
+    pub fn pulse(&self) -> Arc<AtomicU64> {
+        self.pulse.clone()
     }
 
     /// Runs until `stop` is set. Its time is [`since`] `start`.
@@ -157,7 +171,8 @@ impl<D: Device, H: Host> Worker<D, H> {
     pub fn run(&mut self, poll: Poll, start: std::time::Instant, stop: &AtomicBool) -> Result<(), PortLost> {
         let mut idle = 0u32;
         while !stop.load(Ordering::Relaxed) {
-            if self.burst(since(start))? > 0 || self.mailbox.is_asked() || self.shard.is_busy() {
+            let has_news = self.links.as_ref().is_some_and(Links::has_news);
+            if self.burst(since(start))? > 0 || has_news || self.mailbox.is_asked() || self.shard.is_busy() {
                 idle = 0;
                 continue;
             }
@@ -180,7 +195,7 @@ impl<D: Device, H: Host> Worker<D, H> {
             device.reclaim(&mut self.pool);
             device.refill(&mut self.pool);
         }
-        let mut total = 0;
+        let mut total = self.take_over(now);
         for index in 0..self.devices.len() {
             let (port, device) = &mut self.devices[index];
             let (count, bytes) = self.batch.fill(*port, |frames| device.receive(frames, BATCH));
@@ -191,20 +206,88 @@ impl<D: Device, H: Host> Worker<D, H> {
             let counted = &mut self.received_by[index];
             counted[0] += count as u64;
             counted[1] += bytes;
-            let (policy, routing) = (self.policy.load(), self.routing.load());
-            datapath::process(&mut self.shard, policy, routing, &mut self.batch, now, &mut self.effects);
-            self.carry_out(now);
+            self.decide(now);
         }
         let (policy, routing) = (self.policy.load(), self.routing.load());
         datapath::expire(&mut self.shard, policy, routing, now, EXPIRE_BUDGET, &mut self.effects);
         self.carry_out(now);
         self.kick()?;
+        if let Some(links) = &mut self.links {
+            links.wake();
+            links.settle(&mut self.pool, total == 0);
+            self.shard.conntrack.attend(now);
+        }
         self.bursts += 1;
+        self.pulse.store(self.bursts, Ordering::Relaxed);
         self.busy_bursts += u64::from(total > 0);
         if self.mailbox.is_asked() {
             self.answer(now);
         }
         Ok(total)
+    }
+
+    /// Decides what other workers have given, at most a batch of each; returns how many.
+    fn take_over(&mut self, now: Instant) -> usize {
+        let Some(links) = &mut self.links else { return 0 };
+        let (count, first) = (links.count(), links.next_turn());
+        (0..count).map(|at| self.take_over_from((first + at) % count, now)).sum()
+    }
+
+    fn take_over_from(&mut self, worker: usize, now: Instant) -> usize {
+        let mut taken = 0;
+        while taken < BATCH
+            && let Some(parcel) = self.links.as_mut().and_then(|links| links.take(worker))
+        {
+            taken += 1;
+            match parcel {
+                Parcel::Packet { port, sent, frame } => {
+                    if let Some(frame) = self.batch.give(port, sent, frame) {
+                        self.decide(now);
+                        let rest = self.batch.give(port, sent, frame);
+                        assert!(rest.is_none(), "an empty batch takes a packet");
+                    }
+                }
+                Parcel::Connection(emigration) => {
+                    // After all that was handed over before it.
+                    self.decide(now);
+                    let (policy, routing) = (self.policy.load(), self.routing.load());
+                    datapath::immigrate(&mut self.shard, policy, routing, *emigration, now, &mut self.effects);
+                    self.carry_out(now);
+                }
+            }
+        }
+        self.decide(now);
+        taken
+    }
+
+    /// Decides the batch in hand, if there is one.
+    fn decide(&mut self, now: Instant) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let (policy, routing) = (self.policy.load(), self.routing.load());
+        datapath::process(&mut self.shard, policy, routing, &mut self.batch, now, &mut self.effects);
+        self.carry_out(now);
+    }
+
+    /// Gives other workers what is theirs.
+    fn hand_parcels_over(&mut self) {
+        let (shard, pool) = (&mut self.shard, &mut self.pool);
+        let refuse = |parcel: Parcel| {
+            shard.counters.drops.count(DropReason::HandoverFull);
+            shard.counters.handed_over -= 1;
+            pool.put(match parcel {
+                Parcel::Packet { frame, .. } => frame,
+                Parcel::Connection(emigration) => {
+                    shard.conntrack.stay(&emigration.emigrant);
+                    emigration.frame
+                }
+            });
+        };
+        match &mut self.links {
+            Some(links) => links.send(&mut self.effects, refuse),
+            None => self.effects.parcels.drain(..).map(|(_, parcel)| parcel).for_each(refuse),
+        }
     }
 
     /// Answers one request of the control thread, which may rely on it that the last policy published is in force by then.
@@ -229,6 +312,9 @@ impl<D: Device, H: Host> Worker<D, H> {
         }
         if self.has_punted && now - self.handed_over >= HAND_OVER_NS {
             self.hand_over(now);
+        }
+        if !self.effects.parcels.is_empty() {
+            self.hand_parcels_over();
         }
         for port in PortId::ALL {
             let queue = &mut self.effects.transmit[port.index()];
@@ -280,8 +366,13 @@ impl<D: Device, H: Host> Worker<D, H> {
         let due = datapath::next_deadline(&self.shard, now).map_or(SLEEP, |at| Duration::from_nanos(at - now));
         let due = if self.shard.waiting() > 0 { Duration::from_millis(1) } else { due.min(SLEEP) };
         let timeout = PollTimeout::try_from(due.max(Duration::from_millis(1))).unwrap_or(PollTimeout::from(50u16));
-        // An error here (a signal) only ends the sleep early; a port that is gone shows in the next kick.
-        let _ = poll(&mut fds, timeout);
+        if self.links.as_ref().is_none_or(Links::fall_asleep) {
+            // An error here (a signal) only ends the sleep early; a port that is gone shows in the next kick.
+            let _ = poll(&mut fds, timeout);
+        }
+        if let Some(links) = &self.links {
+            links.wake_up();
+        }
         // Not set is the rule: only a request sets it.
         let _ = self.mailbox.wake().read();
     }
@@ -291,10 +382,12 @@ impl<D: Device, H: Host> Worker<D, H> {
         &self.shard
     }
 
-    /// Frames that are in the pool, in transmit queues, or waiting for a neighbour: all that are not in a device.
+    /// Frames that are in the pool, in transmit queues, on their way here from other workers, or waiting for a neighbour: all
+    /// that are not in a device.
     pub fn frames_at_hand(&self) -> usize {
         let queued: usize = self.effects.transmit.iter().map(|queue| queue.len()).sum();
-        self.pool.len() + queued + self.shard.waiting()
+        let between = self.links.as_ref().map_or(0, Links::frames);
+        self.pool.len() + queued + self.shard.waiting() + between
     }
 
     /// Its devices, for those who made them.

@@ -42,5 +42,6 @@ pub(crate) fn open(kind: Kind, script: &Script) -> Result<Box<dyn Engine>, Strin
         Kind::Kernel => Ok(Box::new(super::kernel::Kernel::open(script)?)),
         Kind::Core => Ok(Box::new(super::ours::Core::open(script)?)),
         Kind::Sim => Ok(Box::new(super::ours::Sim::open(script)?)),
+        Kind::Workers => Ok(Box::new(super::workers::Workers::open(script)?)),
     }
 }

@@ -10,3 +10,4 @@ pub(crate) mod parity;
 pub(crate) mod run;
 pub(crate) mod script;
 pub(crate) mod topology;
+mod workers;

@@ -31,23 +31,23 @@ const FRAMES: usize = 64;
 const BUDGET: usize = 1 << 20;
 
 /// What a scenario's header describes.
-struct Parts {
-    names: [String; 2],
-    rulesets: [Ruleset; 2],
-    policy: Policy,
+pub(super) struct Parts {
+    pub(super) names: [String; 2],
+    pub(super) rulesets: [Ruleset; 2],
+    pub(super) policy: Policy,
     /// What the control thread keeps.
-    builder: RoutingBuilder,
-    routing: Routing,
-    settings: Settings,
+    pub(super) builder: RoutingBuilder,
+    pub(super) routing: Routing,
+    pub(super) settings: Settings,
     /// Next hops asked for, with when. Nobody answers but the scenario.
-    asked: Vec<(Resolve, Instant)>,
+    pub(super) asked: Vec<(Resolve, Instant)>,
 }
 
 /// When the kernel gives up on a neighbour: three questions, a second apart.
 const RESOLVE_NS: u64 = 3 * SECOND_NS;
 
 impl Parts {
-    fn of(script: &Script) -> Result<Parts, String> {
+    pub(super) fn of(script: &Script) -> Result<Parts, String> {
         let names = script.topology.names.clone();
         let v4 = ruleset(script.rules_v4.as_ref(), Family::V4, &names)?;
         let v6 = ruleset(script.rules_v6.as_ref(), Family::V6, &names)?;
@@ -63,14 +63,14 @@ impl Parts {
     }
 
     /// The datapath wants a neighbour.
-    fn ask(&mut self, wanted: Resolve, now: Instant) {
+    pub(super) fn ask(&mut self, wanted: Resolve, now: Instant) {
         if !self.asked.iter().any(|(asked, _)| *asked == wanted) {
             self.asked.push((wanted, now));
         }
     }
 
     /// Neighbours that have not answered in time have failed.
-    fn give_up(&mut self, now: Instant) {
+    pub(super) fn give_up(&mut self, now: Instant) {
         let over: Vec<Resolve> =
             self.asked.iter().filter(|(_, since)| now - *since >= RESOLVE_NS).map(|(wanted, _)| *wanted).collect();
         self.asked.retain(|(_, since)| now - *since < RESOLVE_NS);
@@ -80,25 +80,24 @@ impl Parts {
         }
     }
 
-    fn learn(&mut self, neighbour: &Neighbour) {
+    pub(super) fn learn(&mut self, neighbour: &Neighbour) {
         let (port, address) = (id(neighbour.port), Addr::from(neighbour.address));
         self.asked.retain(|(wanted, _)| (wanted.port, wanted.next_hop) != (port, address));
         self.builder.set_neighbour(port, address, route::Neighbour::Reachable(Mac(neighbour.mac)));
         self.routing = self.builder.build();
     }
 
-    fn save(&self, v4: bool, shard: &Shard) -> String {
-        match v4 {
-            true => {
-                rules::save_table(&self.rulesets[0], rules::TableName::Filter, Some(&shard.rule_counters(Family::V4)))
-            }
-            false => {
-                rules::save_table(&self.rulesets[1], rules::TableName::Filter, Some(&shard.rule_counters(Family::V6)))
-            }
-        }
+    pub(super) fn save<'a>(&self, v4: bool, shards: impl IntoIterator<Item = &'a Shard>) -> String {
+        let (ruleset, family) = match v4 {
+            true => (&self.rulesets[0], Family::V4),
+            false => (&self.rulesets[1], Family::V6),
+        };
+        let mut counters = rules::RuleCounters::new(ruleset);
+        shards.into_iter().for_each(|shard| counters.add(&shard.rule_counters(family)));
+        rules::save_table(ruleset, rules::TableName::Filter, Some(&counters))
     }
 
-    fn line(&self, record: &LogRecord) -> String {
+    pub(super) fn line(&self, record: &LogRecord) -> String {
         rules::log_line(record, &[&self.names[0], &self.names[1]])
     }
 }
@@ -119,11 +118,11 @@ fn settings(pairs: &[(String, String)]) -> Result<Settings, String> {
     serde_json::from_value(table.into()).map_err(|error| format!("conntrack settings: {error}"))
 }
 
-fn id(port: Port) -> PortId {
+pub(super) fn id(port: Port) -> PortId {
     PortId::ALL[port.index()]
 }
 
-fn port(id: PortId) -> Port {
+pub(super) fn port(id: PortId) -> Port {
     Port::ALL[id.index()]
 }
 
@@ -168,11 +167,11 @@ fn builder(topology: &Topology) -> RoutingBuilder {
     builder
 }
 
-fn drops(shard: &Shard) -> BTreeMap<String, u64> {
+pub(super) fn drops(shard: &Shard) -> BTreeMap<String, u64> {
     shard.counters.drops.iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect()
 }
 
-fn listing(shard: &Shard, now: Instant) -> Vec<String> {
+pub(super) fn listing(shard: &Shard, now: Instant) -> Vec<String> {
     let (mut lines, mut cursor) = (Vec::new(), Some(0));
     while let Some(from) = cursor {
         cursor = shard.conntrack.list(from, 256, now, &mut |view| lines.push(view.to_string()));
@@ -284,7 +283,7 @@ impl Engine for Core {
     }
 
     fn counters(&mut self, v4: bool) -> Result<String, String> {
-        Ok(self.parts.save(v4, &self.shard))
+        Ok(self.parts.save(v4, [&self.shard]))
     }
 
     fn logs(&mut self) -> Option<Vec<String>> {
@@ -373,7 +372,7 @@ impl Engine for Sim {
     }
 
     fn counters(&mut self, v4: bool) -> Result<String, String> {
-        Ok(self.parts.save(v4, self.simulator.shard()))
+        Ok(self.parts.save(v4, [self.simulator.shard()]))
     }
 
     fn logs(&mut self) -> Option<Vec<String>> {

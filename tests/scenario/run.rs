@@ -16,7 +16,7 @@ pub(crate) fn run(script: &Script, kind: Kind) -> Result<(), String> {
     let engine = open(kind, script).map_err(|error| format!("{}: engine {}: {error}", script.file, kind.word()))?;
     let mut runner = Runner { engine, pending: [Vec::new(), Vec::new()], drops: BTreeMap::new(), host: Vec::new() };
     let mut last = 0;
-    for line in script.lines.iter().filter(|line| line.engines.contains(&kind)) {
+    for line in script.lines.iter().filter(|line| line.engines.contains(&kind.reads())) {
         runner.step(line).map_err(|error| located(script, kind, line.number, &error))?;
         last = line.number;
     }

@@ -22,13 +22,20 @@ pub(crate) enum Kind {
     Sim,
     /// The running kernel, the judge.
     Kernel,
+    /// Four workers over simulated ports, packets arriving on queues drawn at random. Runs what is written for [`Kind::Sim`].
+    Workers,
 }
 
 impl Kind {
     pub(crate) const ALL: [Kind; 3] = [Kind::Core, Kind::Sim, Kind::Kernel];
 
+    /// Whose lines it reads.
+    pub(crate) fn reads(self) -> Kind {
+        if self == Kind::Workers { Kind::Sim } else { self }
+    }
+
     pub(crate) fn word(self) -> &'static str {
-        ["core", "sim", "kernel"][self as usize]
+        ["core", "sim", "kernel", "workers"][self as usize]
     }
 }
 
@@ -93,6 +100,8 @@ pub(crate) struct Script {
     /// `nf_conntrack_` settings, less the prefix.
     pub(crate) conntrack: Vec<(String, String)>,
     pub(crate) engines: Vec<Kind>,
+    /// Whether several workers are to do the same as one.
+    pub(crate) for_workers: bool,
     pub(crate) lines: Vec<Line>,
 }
 
@@ -143,6 +152,7 @@ impl Reader {
             rules_v6: None,
             conntrack: Vec::new(),
             engines: Kind::ALL.to_vec(),
+            for_workers: true,
             lines: Vec::new(),
         };
         Reader { script, scope: Scope { last: None, labels: HashMap::new() }, differs: false }
@@ -213,6 +223,11 @@ impl Reader {
             Some("engines") => {
                 words.next("engines")?;
                 self.engines(words)?;
+            }
+            Some("alone") => {
+                words.next("alone")?;
+                words.next("the reason why several workers do something else")?;
+                self.script.for_workers = false;
             }
             Some("differs") => {
                 words.next("differs")?;

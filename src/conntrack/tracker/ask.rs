@@ -61,7 +61,9 @@ impl Conntrack {
 
     /// Whether a live connection has this original tuple; and if so, whether TCP has closed it (TIME_WAIT, CLOSE).
     pub fn is_closing(&self, original: &Tuple, now: Instant) -> Option<bool> {
-        let (id, direction) = self.find(original, self.hash(original))?;
+        let Some((id, direction)) = self.find(original, self.hash(original)) else {
+            return self.homes.as_ref()?.roster().is_closing(original);
+        };
         let conn = self.conn(ConnRef::Confirmed(id)).filter(|conn| !conn.is_expired(now))?;
         let closing = matches!(conn.state_view(), Some(StateView::TimeWait | StateView::Close));
         (direction == Direction::Original).then_some(closing)

@@ -60,6 +60,7 @@ impl Conntrack {
         let record = Prepared { note: copy.record.note.without_loans(), ..copy.record };
         let Ok(id) = self.table.insert(&record) else { return };
         self.note_source(id, true);
+        self.note_begin(id);
         if let Some(extra) = copy.extra {
             let number = self.extras.add(extra);
             self.extras.attach(number, id);

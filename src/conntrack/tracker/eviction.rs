@@ -134,6 +134,15 @@ impl Conntrack {
         self.settings.max.min(self.table.capacity())
     }
 
+    /// Whether a new connection finds no room: all workers together have as many as there may be, or the own table is full.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        match &self.homes {
+            None => self.table.len() >= self.limit(),
+            Some(homes) => homes.total() >= self.settings.max || self.table.len() >= self.table.capacity(),
+        }
+    }
+
     /// Looks for room in a table that is full. `None`: something had expired, there is room now. Otherwise the connection
     /// that has to go.
     ///
@@ -141,6 +150,19 @@ impl Conntrack {
     /// There is none.
     #[cold]
     pub(super) fn find_room(&mut self, now: Instant) -> Result<Option<ConnId>, DropReason> {
+        let found = self.find_own_room(now);
+        if found.is_err() {
+            self.statistics.drop += 1;
+            self.relief = self.relief.or(Some(0));
+            if let Some(homes) = &mut self.homes {
+                // This packet is lost; its repetition is not, if others have connections that can go.
+                homes.ask_for_room();
+            }
+        }
+        found
+    }
+
+    fn find_own_room(&mut self, now: Instant) -> Result<Option<ConnId>, DropReason> {
         let mut victim: Option<(Expendable, Instant, ConnId)> = None;
         for _ in 0..REACH.min(self.table.capacity()) {
             let id = ConnId(self.hand.at as u32);
@@ -165,23 +187,29 @@ impl Conntrack {
         }
         match victim {
             Some((_, _, id)) => Ok(Some(id)),
-            None => {
-                self.statistics.drop += 1;
-                self.relief = self.relief.or(Some(0));
-                Err(DropReason::ConntrackFull)
-            }
+            None => Err(DropReason::ConntrackFull),
         }
     }
 
     /// Removes a connection for the sake of a new one, if the table is still full.
     #[cold]
     pub(super) fn drop_early(&mut self, victim: ConnId, now: Instant) {
-        if self.table.len() >= self.limit() && self.table.get(victim).is_confirmed() {
+        if self.is_full() && self.table.get(victim).is_confirmed() {
             self.remove(victim, now, 0);
             self.statistics.early_drop += 1;
             if self.hand.at == victim.index() {
                 self.advance();
             }
+        }
+    }
+
+    /// Other workers have asked for room, and there is none: one of the own connections goes, if one can.
+    #[cold]
+    pub(super) fn make_room(&mut self, now: Instant) {
+        if self.is_full()
+            && let Ok(Some(victim)) = self.find_own_room(now)
+        {
+            self.drop_early(victim, now);
         }
     }
 

@@ -188,6 +188,9 @@ impl Conntrack {
 
     pub(super) fn count_expectations(&mut self) {
         (self.statistics.expect_create, self.statistics.expect_delete) = self.expectations.counts();
+        if let Some(homes) = &mut self.homes {
+            homes.publish(&self.expectations);
+        }
     }
 
     pub(super) fn extra(&self, conn: ConnRef) -> Option<&Extra> {

@@ -95,7 +95,10 @@ impl Conntrack {
     /// Whether a prepared connection looking like `tuple` would be taken for another: its reply tuple is one of a live
     /// connection in the zone already (`nf_nat_used_tuple`); or its source belongs to another.
     pub fn is_taken(&mut self, tuple: &Tuple, now: Instant) -> bool {
-        self.is_mapped(tuple) || self.holder(tuple, now).is_some()
+        match self.is_for_another(tuple) {
+            Some(taken) => taken,
+            None => self.is_mapped(tuple) || self.holder(tuple, now).is_some(),
+        }
     }
 
     fn holder(&mut self, tuple: &Tuple, now: Instant) -> Option<(ConnId, Direction)> {
@@ -113,6 +116,9 @@ impl Conntrack {
     /// [`Conntrack::is_taken`], but a TCP connection that is over gives way to a later one (`nf_nat_used_tuple_harder`): one
     /// translated at its source, in TIME_WAIT or CLOSE, whose last sequence number the new SYN is beyond.
     pub fn is_taken_for_good(&mut self, tuple: &Tuple, now: Instant) -> bool {
+        if let Some(taken) = self.is_for_another(tuple) {
+            return taken;
+        }
         if self.is_mapped(tuple) {
             return true;
         }

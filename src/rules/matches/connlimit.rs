@@ -313,7 +313,11 @@ impl Matcher for ConnlimitMatch {
         let limit = self.limit.unwrap_or(0);
         // A panic elsewhere leaves nothing half done here that matters.
         let mut lists = state.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        match lists.count(this, limit, jiffies(context.now), world) {
+        let count = lists.count(this, limit, jiffies(context.now), world);
+        // Before another worker can look at the list.
+        world.put_on_roster();
+        drop(lists);
+        match count {
             0 => Answer::Hotdrop,
             count => ((count > limit) == self.above).into(),
         }

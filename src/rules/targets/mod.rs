@@ -182,6 +182,14 @@ macro_rules! targets {
 }
 
 impl Target {
+    /// Whether it gives out what all connections of a client share, wherever they have their home.
+    pub(super) fn wants_one_worker(&self) -> bool {
+        match self {
+            Target::Snat(Snat(range)) | Target::Masquerade(Masquerade(range)) => *range != range.of_linux(),
+            _ => false,
+        }
+    }
+
     /// As the kernel can be given it: without options that Linux does not have.
     pub(super) fn of_linux(&self) -> Target {
         match self {

@@ -1,0 +1,407 @@
+//! Where connections live when several workers track them: [`Homes`].
+//!
+//! Every tuple has a *home*: the worker that [`Steering`] names, the same for a tuple and its inverse. The worker that has a
+//! connection in its table is its *owner*, and for nearly every connection that is the home of both its tuples. Where it is
+//! not (a translation gave the reply tuple another home and no port could be chosen for it; the connection was expected, and
+//! lives with its master) the home of such a tuple has a *signpost* to the owner. So the home of a tuple always knows of it, and
+//! is the one that says whether it is taken: a connection whose translation is not decided at the home of its reply tuple
+//! emigrates there, before it is confirmed.
+//!
+//! Workers share nothing but rings. What is to be known elsewhere goes as a [`Letter`], before the packet leaves that may
+//! cause an answer; and a home reads its letters before it takes a packet for the first of a connection. So no answer can
+//! come before the letter about it. Each signpost has a serial number of who set it up, so that news of an old one
+//! takes no new one away. What helpers expect is published for all to read ([`Published`]): a lock, taken for first packets
+//! only, while something is expected by another worker.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hashbrown::HashMap;
+use rtrb::{Consumer, Producer, RingBuffer};
+use std::collections::VecDeque;
+
+use super::expect::{Expectation, Expectations, SourceMask};
+use super::roster::Roster;
+use super::tuple::Tuple;
+use crate::steering::{Flow, Steering};
+use crate::wire::proto;
+
+/// How a packet came to a worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Sent {
+    /// From a port, or from the worker that had it from a port.
+    #[default]
+    Here,
+    /// From the home of its tuple, by the signpost with this number.
+    ToOwner(u32),
+    /// From whom the signpost with this number led to: that worker does not have the connection any more.
+    Back(u32),
+}
+
+/// News of a tuple for its home.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Letter {
+    /// The sender has its connection.
+    Post {
+        /// The tuple.
+        tuple: Tuple,
+        /// The signpost's number.
+        serial: u32,
+    },
+    /// The sender has it no more.
+    Unpost {
+        /// The tuple.
+        tuple: Tuple,
+        /// The signpost's number.
+        serial: u32,
+    },
+    /// There are as many connections as may be, and the sender has none that could go for a new one.
+    MakeRoom,
+}
+
+/// Who has a tuple's connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Signpost {
+    owner: u16,
+    serial: u32,
+}
+
+/// What all workers expect, each in its place.
+#[derive(Debug)]
+pub(super) struct Published {
+    places: Box<[Place]>,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    count: AtomicUsize,
+    expected: RwLock<Vec<(Tuple, SourceMask)>>,
+}
+
+/// One worker's way to another's letter box, and that one's to here.
+#[derive(Debug)]
+struct Post {
+    out: Producer<Letter>,
+    waiting: VecDeque<Letter>,
+    incoming: Consumer<Letter>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Homes {
+    me: u16,
+    steering: Arc<Steering>,
+    /// By worker; none to itself.
+    posts: Vec<Option<Post>>,
+    /// Tuples whose home this is, of connections that others have.
+    signposts: HashMap<Tuple, Signpost>,
+    most_signposts: usize,
+    /// Tuples of own connections whose home is elsewhere, with the numbers of their signposts.
+    abroad: HashMap<Tuple, u32>,
+    serial: u32,
+    published: Arc<Published>,
+    published_counts: (u64, u64),
+    /// Connections of all workers.
+    total: Arc<AtomicUsize>,
+    roster: Arc<Roster>,
+    /// Candidates of other homes count as taken.
+    strict: bool,
+    /// How the packet in hand came.
+    arrival: Sent,
+    asked_for_room: bool,
+}
+
+impl Homes {
+    /// For as many workers as `steering` knows, each with room for `capacity` connections.
+    pub fn of_all(steering: &Arc<Steering>, capacity: usize) -> Vec<Homes> {
+        let workers = usize::from(steering.workers());
+        let ring = (4096 / workers.max(1)).clamp(64, 1024);
+        let mut outgoing: Vec<Vec<Option<Producer<Letter>>>> = Vec::with_capacity(workers);
+        let mut incoming: Vec<Vec<Option<Consumer<Letter>>>> = (0..workers).map(|_| Vec::new()).collect();
+        for from in 0..workers {
+            let mut row = Vec::with_capacity(workers);
+            for (to, box_of) in incoming.iter_mut().enumerate() {
+                let (out, inward) = RingBuffer::new(ring);
+                row.push((from != to).then_some(out));
+                box_of.push((from != to).then_some(inward));
+            }
+            outgoing.push(row);
+        }
+        let published = Arc::new(Published { places: (0..workers).map(|_| Place::default()).collect() });
+        let (total, roster) = (Arc::new(AtomicUsize::new(0)), Arc::<Roster>::default());
+        let pairs = outgoing.into_iter().zip(incoming).enumerate();
+        let one = |(me, (out, inward)): (usize, (Vec<_>, Vec<_>))| Homes {
+            me: me as u16,
+            steering: steering.clone(),
+            posts: out
+                .into_iter()
+                .zip(inward)
+                .map(|(out, incoming)| {
+                    let (Some(out), Some(incoming)) = (out, incoming) else { return None };
+                    Some(Post { out, waiting: VecDeque::new(), incoming })
+                })
+                .collect(),
+            signposts: HashMap::with_capacity(capacity.min(1 << 20)),
+            most_signposts: 2 * capacity,
+            abroad: HashMap::new(),
+            serial: me as u32,
+            published: published.clone(),
+            published_counts: (0, 0),
+            total: total.clone(),
+            roster: roster.clone(),
+            strict: false,
+            arrival: Sent::Here,
+            asked_for_room: false,
+        };
+        pairs.map(one).collect()
+    }
+
+    /// The worker.
+    pub(super) fn me(&self) -> u16 {
+        self.me
+    }
+
+    /// Whether packets come home by a NIC's hash.
+    pub(super) fn steers_by_nic(&self) -> bool {
+        matches!(*self.steering, Steering::Nic(_))
+    }
+
+    /// The home of a tuple.
+    #[inline]
+    pub(super) fn home(&self, tuple: &Tuple) -> u16 {
+        let Tuple { src, dst, sport, dport, proto, family, .. } = *tuple;
+        self.steering.home(&Flow { src, dst, sport, dport, proto, family })
+    }
+
+    /// Whether the home of a tuple is another worker.
+    #[inline]
+    pub(super) fn is_foreign(&self, tuple: &Tuple) -> bool {
+        self.home(tuple) != self.me
+    }
+
+    /// Whether candidates of other homes count as taken, for now.
+    pub(super) fn is_strict(&self) -> bool {
+        self.strict
+    }
+
+    pub(super) fn set_strict(&mut self, strict: bool) {
+        self.strict = strict;
+    }
+
+    pub(super) fn set_arrival(&mut self, arrival: Sent) {
+        self.arrival = arrival;
+    }
+
+    /// Whom a packet with this tuple, of no connection in the own table, is to be given to. `None`: it is ours.
+    pub(super) fn elsewhere(&mut self, tuple: &Tuple, expected: &Expectations) -> Option<(u16, Sent)> {
+        let key = key(tuple);
+        match self.arrival {
+            Sent::Here => {
+                let home = self.home(tuple);
+                if home != self.me {
+                    return Some((home, Sent::Here));
+                }
+                self.read_letters();
+                // What is of no connection may still be about one: the router's answer to it is translated as that says.
+                let known = self.signposts.get(&key).or_else(|| self.signposts.get(&self::key(&tuple.inverse()?)));
+                if let Some(Signpost { owner, serial }) = known {
+                    return Some((*owner, Sent::ToOwner(*serial)));
+                }
+                let owner = self.expected_by(tuple)?;
+                let serial = self.post(tuple, owner)?;
+                Some((owner, Sent::ToOwner(serial)))
+            }
+            Sent::ToOwner(serial) => {
+                let about = tuple.inverse().is_some_and(|back| self.abroad.contains_key(&self::key(&back)));
+                let ours = self.abroad.contains_key(&key)
+                    || about
+                    || expected.iter().any(|one| is_met_by(&one.tuple, one.mask, tuple))
+                    || !self.is_foreign(tuple);
+                (!ours).then(|| (self.home(tuple), Sent::Back(serial)))
+            }
+            Sent::Back(serial) => {
+                if self.signposts.get(&key).is_some_and(|post| post.serial == serial) {
+                    self.signposts.remove(&key);
+                }
+                None
+            }
+        }
+    }
+
+    /// Sets up a signpost here. `None`: there is no room.
+    pub(super) fn post(&mut self, tuple: &Tuple, owner: u16) -> Option<u32> {
+        if self.signposts.len() >= self.most_signposts {
+            return None;
+        }
+        let serial = self.next_serial();
+        self.signposts.insert(key(tuple), Signpost { owner, serial });
+        Some(serial)
+    }
+
+    /// A number that no other worker gives.
+    pub(super) fn next_serial(&mut self) -> u32 {
+        self.serial = self.serial.wrapping_add(u32::from(self.steering.workers()));
+        self.serial
+    }
+
+    /// Takes a signpost away that was set up for a packet which did not get there.
+    pub(super) fn unpost(&mut self, tuple: &Tuple, serial: u32) {
+        if self.signposts.get(&key(tuple)).is_some_and(|post| post.serial == serial) {
+            self.signposts.remove(&key(tuple));
+        }
+    }
+
+    /// One more connection is in the own table.
+    pub(super) fn begin(&mut self, original: &Tuple, reply: &Tuple) {
+        self.total.fetch_add(1, Ordering::Relaxed);
+        for tuple in [original, reply] {
+            let home = self.home(tuple);
+            if home != self.me {
+                let (tuple, serial) = (key(tuple), self.next_serial());
+                self.abroad.insert(tuple, serial);
+                self.send(home, Letter::Post { tuple, serial });
+            }
+        }
+    }
+
+    /// A connection has left the own table.
+    pub(super) fn end(&mut self, original: &Tuple, reply: &Tuple) {
+        self.total.fetch_sub(1, Ordering::Relaxed);
+        if self.abroad.is_empty() {
+            return;
+        }
+        for tuple in [original, reply] {
+            if let Some(serial) = self.abroad.remove(&key(tuple)) {
+                self.send(self.home(tuple), Letter::Unpost { tuple: key(tuple), serial });
+            }
+        }
+    }
+
+    /// The connection that the packet in hand would have begun here, by a signpost of its home, has not begun.
+    pub(super) fn refuse(&mut self, original: &Tuple) {
+        if let Sent::ToOwner(serial) = self.arrival
+            && self.is_foreign(original)
+            && !self.abroad.contains_key(&key(original))
+        {
+            self.send(self.home(original), Letter::Unpost { tuple: key(original), serial });
+        }
+    }
+
+    /// Connections of all workers.
+    #[inline]
+    pub(super) fn total(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Connections that all workers have to know of.
+    pub(super) fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// Signposts here, and tuples of own connections with a signpost elsewhere.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.signposts.len(), self.abroad.len())
+    }
+
+    /// All others are to let a connection go, if they can.
+    pub(super) fn ask_for_room(&mut self) {
+        for to in 0..self.posts.len() as u16 {
+            self.send(to, Letter::MakeRoom);
+        }
+    }
+
+    /// Whether another worker has asked for room since this was last called.
+    pub(super) fn is_asked_for_room(&mut self) -> bool {
+        std::mem::take(&mut self.asked_for_room)
+    }
+
+    fn send(&mut self, to: u16, letter: Letter) {
+        let Some(Some(post)) = self.posts.get_mut(usize::from(to)) else { return };
+        if !post.waiting.is_empty() {
+            post.waiting.push_back(letter);
+        } else if let Err(rtrb::PushError::Full(letter)) = post.out.push(letter) {
+            post.waiting.push_back(letter);
+        }
+    }
+
+    /// Sends what found no room before, and reads what has come.
+    #[inline]
+    pub(super) fn attend(&mut self) {
+        for post in self.posts.iter_mut().flatten() {
+            while let Some(letter) = post.waiting.pop_front() {
+                if let Err(rtrb::PushError::Full(letter)) = post.out.push(letter) {
+                    post.waiting.push_front(letter);
+                    break;
+                }
+            }
+        }
+        self.read_letters();
+    }
+
+    #[inline]
+    fn read_letters(&mut self) {
+        for (from, post) in self.posts.iter_mut().enumerate() {
+            let Some(post) = post else { continue };
+            while let Ok(letter) = post.incoming.pop() {
+                match letter {
+                    Letter::Post { tuple, serial } => {
+                        self.signposts.insert(tuple, Signpost { owner: from as u16, serial });
+                    }
+                    Letter::MakeRoom => self.asked_for_room = true,
+                    Letter::Unpost { tuple, serial } => {
+                        let post = Signpost { owner: from as u16, serial };
+                        if self.signposts.get(&tuple) == Some(&post) {
+                            self.signposts.remove(&tuple);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Publishes what is expected here, if that has changed.
+    pub(super) fn publish(&mut self, expectations: &Expectations) {
+        let counts = expectations.counts();
+        if counts == self.published_counts {
+            return;
+        }
+        self.published_counts = counts;
+        let place = &self.published.places[usize::from(self.me)];
+        let mut list = place.expected.write().unwrap_or_else(PoisonError::into_inner);
+        list.clear();
+        list.extend(
+            expectations.iter().filter(|one| one.flags & Expectation::INACTIVE == 0).map(|one| (one.tuple, one.mask)),
+        );
+        place.count.store(list.len(), Ordering::Release);
+    }
+
+    /// Which other worker expects a connection with this original tuple.
+    fn expected_by(&self, tuple: &Tuple) -> Option<u16> {
+        self.published.places.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me)).find_map(
+            |(at, place)| {
+                if place.count.load(Ordering::Acquire) == 0 {
+                    return None;
+                }
+                let list = place.expected.read().unwrap_or_else(PoisonError::into_inner);
+                list.iter().any(|(expected, mask)| is_met_by(expected, *mask, tuple)).then_some(at as u16)
+            },
+        )
+    }
+}
+
+/// As [`Expectation::is_met_by`], whatever the zone, and of GRE whatever the keys.
+fn is_met_by(expected: &Tuple, mask: SourceMask, tuple: &Tuple) -> bool {
+    let is_gre = tuple.proto == proto::GRE;
+    let ports = is_gre || expected.dport == tuple.dport && (expected.sport ^ tuple.sport) & mask.port == 0;
+    (expected.proto, expected.family, expected.dst) == (tuple.proto, tuple.family, tuple.dst)
+        && ports
+        && expected.src.and(mask.address) == tuple.src.and(mask.address)
+}
+
+/// What a signpost is found by: the tuple as any packet shows it, so without zone and without what only a helper knows.
+fn key(tuple: &Tuple) -> Tuple {
+    match tuple.proto {
+        proto::GRE => Tuple { zone: 0, sport: 0, dport: 0, ..*tuple },
+        _ => Tuple { zone: 0, ..*tuple },
+    }
+}

@@ -1,0 +1,185 @@
+//! A router of several workers in memory: [`Many`], the real worker loops, hand-over included, in virtual time and in an order
+//! drawn from a seed.
+//!
+//! Every worker has a queue of each port. A burst of one worker is a step; which worker takes the next one is chance, as is the
+//! queue of a packet whose sender does not choose it. So a seed is a schedule. Frames are counted over all workers.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::{Faults, Seeded, SimHost, SimPort, WireEnd};
+use crate::conntrack::{Homes, Settings};
+use crate::datapath::Shard;
+use crate::device::{FramePool, PortId};
+use crate::snapshot::{Policy, Routing};
+use crate::steering::Steering;
+use crate::time::Instant;
+use crate::worker::{Handle, Links, Parts, PortLost, Worker, mailbox};
+
+const FRAME_SIZE: usize = 1792;
+/// Of each worker.
+const FRAMES: usize = 512;
+/// Frames of a port's queue.
+const RING: usize = 64;
+/// Entries of a ring between two workers.
+const BETWEEN: usize = 128;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Many {
+    workers: Vec<Worker<SimPort, SimHost>>,
+    wires: Vec<[WireEnd; PortId::COUNT]>,
+    /// Publishes rules.
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// Publishes routes and neighbours.
+    pub routing: Arc<ArcSwap<Routing>>,
+    /// The control thread's ends of the workers' mailboxes.
+    pub handles: Vec<Handle>,
+    left: [Vec<Vec<u8>>; PortId::COUNT],
+    random: Seeded,
+    now: Instant,
+}
+
+impl Many {
+    /// As many workers as `steering` says, at second 1 of their time.
+    ///
+    /// # Panics
+    /// When the process has no descriptor left.
+    pub fn new(
+        steering: Steering,
+        policy: Policy,
+        routing: Routing,
+        settings: Settings,
+        faults: Faults,
+        seed: u64,
+    ) -> Many {
+        let count = usize::from(steering.workers());
+        let mut random = Seeded::new(seed);
+        let homes = Homes::of_all(&Arc::new(steering), Shard::capacity_among(settings.max, count));
+        let shards = Shard::among(&settings, [random.next_u64(), random.next_u64()], &policy, homes);
+        let (policy, routing) = (Arc::new(ArcSwap::from_pointee(policy)), Arc::new(ArcSwap::from_pointee(routing)));
+        let wires: Vec<[WireEnd; PortId::COUNT]> = (0..count).map(|_| Default::default()).collect();
+        let (mut workers, mut handles) = (Vec::new(), Vec::new());
+        for ((shard, links), wires) in shards.into_iter().zip(Links::between(count, BETWEEN)).zip(&wires) {
+            let (mailbox, handle) = mailbox().expect("a descriptor for the mailbox");
+            let device = |port: PortId| SimPort::new(wires[port.index()].clone(), RING, faults, random.next_u64());
+            workers.push(Worker::new(Parts {
+                devices: PortId::ALL
+                    .map(device)
+                    .into_iter()
+                    .zip(PortId::ALL)
+                    .map(|(device, port)| (port, device))
+                    .collect(),
+                pool: FramePool::in_memory(FRAMES, FRAME_SIZE),
+                host: SimHost::default(),
+                shard,
+                policy: policy.clone(),
+                routing: routing.clone(),
+                mailbox,
+                links: Some(links),
+            }));
+            handles.push(handle);
+        }
+        let left = Default::default();
+        Many { workers, wires, policy, routing, handles, left, random, now: Instant::from_secs(1) }
+    }
+
+    /// How many workers there are.
+    pub fn count(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// A packet on its way to a queue of a port.
+    pub fn send_to(&self, port: PortId, queue: usize, packet: &[u8]) {
+        self.wires[queue][port.index()].send(packet);
+    }
+
+    /// A packet on its way to some queue of a port.
+    pub fn send(&mut self, port: PortId, packet: &[u8]) {
+        let queue = self.random.next_u64() as usize % self.count();
+        self.send_to(port, queue, packet);
+    }
+
+    /// All packets that left by a port since the last call, oldest first.
+    pub fn take(&mut self, port: PortId) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.left[port.index()])
+    }
+
+    /// Lets time pass, without a burst.
+    pub fn advance(&mut self, ns: u64) {
+        self.now = self.now + ns;
+    }
+
+    /// The present.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// One burst of one worker.
+    ///
+    /// # Errors
+    /// When a port was cut.
+    pub fn burst(&mut self, worker: usize) -> Result<usize, PortLost> {
+        let received = self.workers[worker].burst(self.now)?;
+        for (left, wire) in self.left.iter_mut().zip(&self.wires[worker]) {
+            left.extend(wire.take());
+        }
+        Ok(received)
+    }
+
+    /// As many bursts as there are workers, each of any of them.
+    ///
+    /// # Errors
+    /// When a port was cut.
+    pub fn steps(&mut self) -> Result<(), PortLost> {
+        for _ in 0..self.count() {
+            let worker = self.random.next_u64() as usize % self.count();
+            self.burst(worker)?;
+        }
+        Ok(())
+    }
+
+    /// Steps until nothing is under way any more, at most `limit` rounds of them.
+    ///
+    /// # Errors
+    /// When a port was cut.
+    ///
+    /// # Panics
+    /// When a frame was lost or made: the sum over all places must stay.
+    pub fn settle(&mut self, limit: usize) -> Result<(), PortLost> {
+        let mut quiet = 0;
+        for _ in 0..limit {
+            self.steps()?;
+            let mut received = 0;
+            for worker in 0..self.count() {
+                received += self.burst(worker)?;
+            }
+            let pending = self.wires.iter().flatten().any(|wire| wire.pending() > 0);
+            quiet = if received == 0 && !pending { quiet + 1 } else { 0 };
+            if quiet == 2 {
+                break;
+            }
+        }
+        let mut frames = 0;
+        for worker in &mut self.workers {
+            let in_devices: usize = worker.devices_mut().iter().map(|(_, port)| port.frames()).sum();
+            frames += in_devices + worker.frames_at_hand();
+        }
+        assert_eq!(frames, self.count() * FRAMES, "a frame was lost or made");
+        Ok(())
+    }
+
+    /// The workers' connections and counters.
+    pub fn shards(&self) -> impl Iterator<Item = &Shard> {
+        self.workers.iter().map(Worker::shard)
+    }
+
+    /// What was punted since the last call.
+    pub fn take_punted(&mut self) -> Vec<(PortId, Vec<u8>)> {
+        self.workers.iter_mut().flat_map(|worker| std::mem::take(&mut worker.host_mut().punted)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

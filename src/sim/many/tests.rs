@@ -1,0 +1,334 @@
+use super::*;
+use std::collections::BTreeMap;
+
+use crate::conntrack::Tuple;
+use crate::packet::Packet;
+use crate::rules::{self, RuleVector};
+use crate::sim::Simulator;
+use crate::snapshot::RoutingBuilder;
+use crate::steering::{Fields, Flow, HashFields, NicHash, RssHash, Transform};
+use crate::verdict::DropReason;
+use crate::wire::{Family, Mac};
+use etherparse::PacketBuilder;
+
+const LAN_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
+const WAN_MAC: Mac = Mac([2, 0, 0, 0, 2, 1]);
+const CLIENT: [u8; 6] = [4; 6];
+const SERVER: [u8; 6] = [6; 6];
+
+const MASQUERADE: &str = "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
+    -A PREROUTING -i wan0 -p tcp --dport 8080 -j DNAT --to-destination 10.1.0.20:80\n\
+    -A POSTROUTING -o wan0 -j MASQUERADE\nCOMMIT\n\
+    *filter\n:FORWARD DROP [0:0]\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+    -A FORWARD -i lan0 -j ACCEPT\n-A FORWARD -p tcp --dport 80 -j ACCEPT\nCOMMIT\n";
+
+fn routing() -> Routing {
+    let addr = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
+    let mut builder = RoutingBuilder::new();
+    builder
+        .add_port(PortId::LAN, "lan0", LAN_MAC, 1500)
+        .add_port(PortId::WAN, "wan0", WAN_MAC, 1500)
+        .add_address(PortId::LAN, addr("10.1.0.1"), 24)
+        .add_address(PortId::WAN, addr("10.2.0.1"), 24);
+    for host in 2..60u8 {
+        builder.add_neighbour(PortId::LAN, addr(&format!("10.1.0.{host}")).into(), Mac(CLIENT));
+        builder.add_neighbour(PortId::WAN, addr(&format!("10.2.0.{host}")).into(), Mac(SERVER));
+    }
+    builder.build()
+}
+
+fn policy(v4: &str) -> Policy {
+    let vector = |text: &str, family| {
+        RuleVector::compile(&rules::load("rules", text, family, &["lan0", "wan0"]).expect("good rules"))
+    };
+    let v6 = rules::default_policy(Family::V6, "lan0", "wan0");
+    Policy { host_nat: false, generation: 1, v4: vector(v4, Family::V4), v6: vector(&v6, Family::V6) }
+}
+
+fn settings(max: usize) -> Settings {
+    Settings { max, ..Settings::default() }
+}
+
+fn many(workers: u16, rules: &str, max: usize, seed: u64) -> Many {
+    let steering = Steering::software(workers, [seed, 9], "there is no NIC");
+    Many::new(steering, policy(rules), routing(), settings(max), Faults::default(), seed)
+}
+
+/// What a flow is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Talk {
+    kind: u8,
+    client: u8,
+    server: u8,
+    port: u16,
+}
+
+impl Talk {
+    fn any(random: &mut Seeded, number: u16) -> Talk {
+        let bits = random.next_u64();
+        Talk {
+            kind: (bits % 4) as u8,
+            client: 2 + (bits >> 8) as u8 % 50,
+            server: 2 + (bits >> 16) as u8 % 50,
+            port: 2000 + number,
+        }
+    }
+
+    /// Which way its first packet goes.
+    fn begins_at(&self) -> PortId {
+        if self.kind == 3 { PortId::WAN } else { PortId::LAN }
+    }
+
+    fn first(&self) -> Vec<u8> {
+        let (client, server) = ([10, 1, 0, self.client], [10, 2, 0, self.server]);
+        let out = PacketBuilder::ethernet2(CLIENT, LAN_MAC.0).ipv4(client, server, 64);
+        let mut bytes = Vec::new();
+        let written = match self.kind {
+            0 => out.udp(self.port, 53).write(&mut bytes, b"question"),
+            1 => out.tcp(self.port, 443, 7, 1000).syn().write(&mut bytes, b""),
+            2 => out.icmpv4_echo_request(self.port, 1).write(&mut bytes, b"ping"),
+            // A port forward, from outside.
+            _ => {
+                let inwards = PacketBuilder::ethernet2(SERVER, WAN_MAC.0).ipv4(server, [10, 2, 0, 1], 64);
+                inwards.tcp(self.port, 8080, 7, 1000).syn().write(&mut bytes, b"")
+            }
+        };
+        written.expect("writing to memory");
+        bytes
+    }
+}
+
+/// The answer of whoever gets this packet.
+fn answer(frame: &[u8]) -> Vec<u8> {
+    let packet = Packet::parse(frame, PortId::LAN, true).expect("what leaves a router can be read");
+    let addr = |addr: crate::wire::Addr| addr.v4_bits().to_be_bytes();
+    let mac = |at: usize| <[u8; 6]>::try_from(&frame[at..at + 6]).expect("six bytes");
+    let back = PacketBuilder::ethernet2(mac(0), mac(6)).ipv4(addr(packet.dst), addr(packet.src), 64);
+    let mut bytes = Vec::new();
+    let (sport, dport) = (packet.sport, packet.dport);
+    match packet.proto {
+        17 => back.udp(dport, sport).write(&mut bytes, b"answer"),
+        1 => back.icmpv4_echo_reply(packet.sport, 1).write(&mut bytes, b"ping"),
+        _ => back.tcp(dport, sport, 9, 1000).syn().ack(8).write(&mut bytes, b""),
+    }
+    .expect("writing to memory");
+    bytes
+}
+
+/// What a packet says, but for its identification and checksums.
+fn gist(frame: &[u8]) -> (Tuple, u8, usize) {
+    let packet = Packet::parse(frame, PortId::LAN, true).expect("what leaves a router can be read");
+    (Tuple::of(&packet), packet.ttl, frame.len())
+}
+
+/// Sends the first packets of `talks` in a few bursts, then the answers; gives what left, sorted, by port.
+fn converse(router: &mut Many, talks: &[Talk]) -> [Vec<Vec<u8>>; 2] {
+    let mut all: [Vec<Vec<u8>>; 2] = Default::default();
+    for some in talks.chunks(40) {
+        for talk in some {
+            router.send(talk.begins_at(), &talk.first());
+        }
+        router.settle(400).expect("no port was cut");
+        let left = PortId::ALL.map(|port| router.take(port));
+        for (port, left) in PortId::ALL.into_iter().zip(&left) {
+            left.iter().for_each(|frame| router.send(port, &answer(frame)));
+        }
+        router.settle(400).expect("no port was cut");
+        for ((port, all), left) in PortId::ALL.into_iter().zip(&mut all).zip(left) {
+            all.extend(left);
+            all.extend(router.take(port));
+        }
+    }
+    all.iter_mut().for_each(|frames| frames.sort());
+    all
+}
+
+/// The same of one worker.
+fn converse_alone(talks: &[Talk]) -> [Vec<Vec<u8>>; 2] {
+    let mut router = Simulator::new(policy(MASQUERADE), routing(), settings(4096), Faults::default(), 1);
+    let mut all: [Vec<Vec<u8>>; 2] = Default::default();
+    for some in talks.chunks(40) {
+        for talk in some {
+            router.wire(talk.begins_at()).send(&talk.first());
+        }
+        router.settle(400).expect("no port was cut");
+        let left = PortId::ALL.map(|port| router.wire(port).take());
+        for (port, left) in PortId::ALL.into_iter().zip(&left) {
+            left.iter().for_each(|frame| router.wire(port).send(&answer(frame)));
+        }
+        router.settle(400).expect("no port was cut");
+        for ((port, all), left) in PortId::ALL.into_iter().zip(&mut all).zip(left) {
+            all.extend(left);
+            all.extend(router.wire(port).take());
+        }
+    }
+    all.iter_mut().for_each(|frames| frames.sort());
+    all
+}
+
+fn talks(seed: u64, count: u16) -> Vec<Talk> {
+    let mut random = Seeded::new(seed);
+    (0..count).map(|number| Talk::any(&mut random, number)).collect()
+}
+
+#[test]
+fn whichever_queues_packets_arrive_on_each_flow_gets_what_one_worker_gives_it() {
+    for (seed, workers) in [(1, 2), (2, 3), (3, 4), (4, 4), (5, 8), (6, 16), (7, 64)] {
+        let talks = talks(seed, 300);
+        let alone = converse_alone(&talks);
+        let mut router = many(workers, MASQUERADE, 4096, seed);
+        let together = converse(&mut router, &talks);
+        for (port, (alone, together)) in PortId::ALL.into_iter().zip(alone.iter().zip(&together)) {
+            assert_eq!(alone.len(), together.len(), "{workers} workers, {port:?}");
+            assert!(alone == together, "{workers} workers, {port:?}: other packets left");
+        }
+        let handed: u64 = router.shards().map(|shard| shard.counters.handed_over).sum();
+        let taken: u64 = router.shards().map(|shard| shard.counters.taken_over).sum();
+        assert_eq!(handed, taken, "{workers} workers");
+        assert!(handed > 300, "{workers} workers: hardly anything was handed over");
+        let connections: usize = router.shards().map(|shard| shard.conntrack.len()).sum();
+        assert_eq!(connections, talks.len(), "{workers} workers");
+        assert!(router.shards().all(|shard| shard.conntrack.total() == connections));
+        router.shards().for_each(|shard| shard.conntrack.check());
+    }
+}
+
+/// Clients that all use the same ports: a tuple is given once, whoever gives it, and everybody gets his own answers.
+#[test]
+fn no_two_workers_give_out_the_same_tuple() {
+    for (seed, workers) in [(1, 2), (2, 4), (3, 7)] {
+        let mut router = many(workers, MASQUERADE, 4096, seed);
+        let mut random = Seeded::new(seed);
+        let mut talks = Vec::new();
+        for client in 2..52 {
+            for kind in 0..3 {
+                talks.push(Talk { kind, client, server: 9, port: 1000 + (random.next_u64() % 2) as u16 });
+            }
+        }
+        let left = converse(&mut router, &talks);
+        let outwards: Vec<Tuple> = left[1].iter().map(|frame| gist(frame).0).collect();
+        let mut once = outwards.clone();
+        once.sort_by_key(|tuple| (tuple.proto, tuple.dst.bits(), tuple.sport, tuple.dport));
+        once.dedup();
+        assert_eq!((outwards.len(), once.len()), (talks.len(), talks.len()), "{workers} workers");
+        let mut answered: BTreeMap<(u8, u128, u16), usize> = BTreeMap::new();
+        for frame in &left[0] {
+            let (tuple, ..) = gist(frame);
+            let port = if tuple.proto == 1 { tuple.sport } else { tuple.dport };
+            *answered.entry((tuple.proto, tuple.dst.bits(), port)).or_default() += 1;
+        }
+        assert_eq!(answered.len(), talks.len(), "{workers} workers");
+        assert!(answered.values().all(|count| *count == 1), "{workers} workers");
+    }
+}
+
+/// NICs whose hash is known, both with a symmetric key.
+fn nics(workers: u16) -> Steering {
+    let key: Vec<u8> = [0x6d, 0x5a].repeat(20);
+    let (both, only) = (Fields::AddressesAndPorts, Fields::Addresses);
+    let fields = HashFields {
+        tcp4: both,
+        udp4: both,
+        sctp4: both,
+        other4: only,
+        tcp6: both,
+        udp6: both,
+        sctp6: both,
+        other6: only,
+    };
+    let table: Vec<u32> = (0..128).map(|entry| entry % u32::from(workers)).collect();
+    let function = "toeplitz".to_owned();
+    let rss = RssHash { function, key, transform: Transform::None, fields, table };
+    let nic = |name: &str| NicHash { interface: name.to_owned(), rss: Ok(rss.clone()) };
+    Steering::from_nics(workers, [1, 2], &[nic("lan0"), nic("wan0")])
+}
+
+#[test]
+fn by_the_nics_hash_replies_of_translated_connections_come_home_by_themselves() {
+    for workers in [2u16, 4, 16] {
+        let steering = nics(workers);
+        assert!(matches!(steering, Steering::Nic(_)), "{steering}");
+        let mut router =
+            Many::new(steering.clone(), policy(MASQUERADE), routing(), settings(4096), Faults::default(), 5);
+        let arrive = |router: &Many, port: PortId, frame: &[u8]| {
+            let packet = Packet::parse(frame, port, true).expect("a packet");
+            router.send_to(port, usize::from(steering.home(&Flow::of(&packet))), frame);
+        };
+        let talks: Vec<Talk> = talks(11, 400).into_iter().filter(|talk| talk.kind < 2).collect();
+        for some in talks.chunks(20) {
+            some.iter().for_each(|talk| arrive(&router, PortId::LAN, &talk.first()));
+            router.settle(200).expect("no port was cut");
+            for frame in router.take(PortId::WAN) {
+                arrive(&router, PortId::WAN, &answer(&frame));
+            }
+            router.settle(200).expect("no port was cut");
+        }
+        assert_eq!(router.take(PortId::LAN).len(), talks.len(), "{workers} workers");
+        let handed: u64 = router.shards().map(|shard| shard.counters.handed_over).sum();
+        assert_eq!(handed, 0, "{workers} workers");
+        // An identifier does not bring a ping's answer home, since the NIC does not look at it: it finds its owner all the same.
+        let pings: Vec<Talk> = (2..50).map(|client| Talk { kind: 2, client, server: 9, port: 1 }).collect();
+        pings.iter().for_each(|talk| arrive(&router, PortId::LAN, &talk.first()));
+        router.settle(200).expect("no port was cut");
+        let out = router.take(PortId::WAN);
+        assert_eq!(out.len(), pings.len(), "{workers} workers");
+        out.iter().for_each(|frame| arrive(&router, PortId::WAN, &answer(frame)));
+        router.settle(200).expect("no port was cut");
+        assert_eq!(router.take(PortId::LAN).len(), pings.len(), "{workers} workers");
+    }
+}
+
+#[test]
+fn a_full_ring_is_a_counted_drop_and_no_frame_is_lost() {
+    let mut router = many(2, MASQUERADE, 4096, 3);
+    for number in 0..600u16 {
+        router.send_to(PortId::LAN, 0, &Talk { kind: 0, client: 2, server: 2, port: 2000 + number }.first());
+        // The other worker never gets a turn.
+        if number % 32 == 31 {
+            router.burst(0).expect("no port was cut");
+        }
+    }
+    for _ in 0..20 {
+        router.burst(0).expect("no port was cut");
+    }
+    let full: u64 = router.shards().map(|shard| shard.counters.drops.get(DropReason::HandoverFull)).sum();
+    assert!(full > 100, "{full}");
+    router.settle(400).expect("no port was cut");
+    let left = router.take(PortId::WAN).len() as u64;
+    let lost: u64 = router.wires.iter().flatten().map(WireEnd::lost).sum();
+    assert_eq!(left + full + lost, 600);
+    router.shards().for_each(|shard| shard.conntrack.check());
+}
+
+/// A worker without room asks the others, and all together never have more than there may be.
+#[test]
+fn together_they_have_no_more_connections_than_there_may_be() {
+    let mut router = many(4, MASQUERADE, 100, 3);
+    for number in 0..1000u16 {
+        router.send(PortId::LAN, &Talk { kind: 0, client: 2, server: 2, port: 2000 + number }.first());
+        router.settle(50).expect("no port was cut");
+        assert!(router.shards().map(|shard| shard.conntrack.len()).sum::<usize>() <= 100);
+    }
+    let full: u64 = router.shards().map(|shard| shard.counters.drops.get(DropReason::ConntrackFull)).sum();
+    assert!(full < 20, "{full} found no room though there were connections that could go");
+    router.shards().for_each(|shard| shard.conntrack.check());
+}
+
+#[test]
+fn what_ends_takes_its_signposts_along() {
+    let mut router = many(4, MASQUERADE, 4096, 3);
+    let talks = talks(5, 400);
+    converse(&mut router, &talks);
+    let posts = |router: &Many| {
+        let all: Vec<(usize, usize)> = router.shards().map(|shard| shard.conntrack.signposts()).collect();
+        (all.iter().map(|it| it.0).sum::<usize>(), all.iter().map(|it| it.1).sum::<usize>())
+    };
+    let (here, there) = posts(&router);
+    assert!(here > 50 && here == there, "{here} {there}");
+    router.advance(1_000_000 * 1_000_000_000);
+    for _ in 0..2000 {
+        router.steps().expect("no port was cut");
+    }
+    assert_eq!(router.shards().map(|shard| shard.conntrack.len()).sum::<usize>(), 0);
+    assert_eq!(posts(&router), (0, 0));
+}
