@@ -159,6 +159,11 @@ impl Workers {
         }
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.lines.len()
+    }
+
     /// Brings events from the workers to those who listen, until dropped.
     pub async fn serve_events(&self) {
         let mut tick = tokio::time::interval(LOOK_FOR_EVENTS);
@@ -601,6 +606,8 @@ fn worker_report(stats: &WorkerStats, core: u32, routing: &Routing) -> WorkerRep
         held: counters.held,
         waiting: stats.waiting as u64,
         replies: counters.replies,
+        handed_over: counters.handed_over,
+        taken_over: counters.taken_over,
         log_lost: stats.logs_lost,
         nflog_lost: stats.copies_lost,
         drops: Drops::from(&counters.drops),

@@ -193,7 +193,7 @@ impl Workers {
         let lost = |error| BackendError(format!("the rules could not be compiled: {error}"));
         let made = tokio::task::spawn_blocking(move || build(&wish, &before, &registry, workers));
         let Made { rulesets, built, report } = made.await.map_err(lost)??;
-        self.check_accounting(&rulesets).await?;
+        self.check_needs(&rulesets).await?;
         let Some(built) = built else { return Ok(report) };
         let config = built.config.clone();
         let applied = tokio::task::spawn_blocking(move || host::apply(&config, [&rulesets[0], &rulesets[1]]));

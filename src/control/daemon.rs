@@ -3,26 +3,25 @@
 //! The order is [`super::startup`]'s: whatever an operator can get wrong is told before anything is changed. Then this
 //! thread is the control thread: it follows the kernel's routes and neighbours, keeps the XDP program's addresses up to
 //! date, writes LOG lines, answers the control socket and the metrics page, reads the rules again when SIGHUP or a client
-//! says so, and waits for a signal to end, for a worker that had to stop, or for an interface that disappears. The worker
-//! runs on its own pinned core.
+//! says so, and waits for a signal to end, for a worker that had to stop or has stalled, or for an interface that disappears. The
+//! workers run on cores of their own ([`crew`]).
 
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use rtrb::Consumer;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use super::api::ControlSocket;
 use super::backend::{Facts, Published, Workers};
 use super::config::{self, Config};
+use super::crew;
 use super::metrics;
 use super::netlink::{self, Netlink};
 use super::nflog::NflogWriter;
@@ -31,14 +30,14 @@ use super::sources::Sources;
 use super::startup::{self, Failure, Ready};
 use super::sysctl;
 use super::table_full;
-use crate::conntrack::Settings;
-use crate::datapath::{Shard, WallClock};
+use crate::datapath::{Resolve, WallClock};
 use crate::device::PortId;
 use crate::route::Neighbour;
 use crate::rules::{self, LogRecord, NflogRecord, Registry, Ruleset};
-use crate::snapshot::{Policy, Routing};
-use crate::worker::{self, Handle, Parts, Poll, PortLost, Worker, mailbox};
-use crate::xdp::{BusyPoll, Edge, EdgeConfig, EdgeError, Mode, Punter, XdpQueue};
+use crate::snapshot::Routing;
+use crate::steering::Steering as Homes;
+use crate::worker::{self, Handle, Line};
+use crate::xdp::{BusyPoll, Edge, EdgeConfig, EdgeError, Mode};
 
 /// Neighbour requests on their way to the kernel.
 const REQUESTS: usize = 1024;
@@ -46,6 +45,8 @@ const REQUESTS: usize = 1024;
 const USE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the worker's calendar is set by the system's clock, which may be turned.
 const WALL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether the workers move.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often LOG records are looked for.
 const LOG_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -55,45 +56,13 @@ const LOG_INTERVAL: Duration = Duration::from_millis(20);
 /// # Errors
 /// Why it could not start, or had to stop.
 pub fn run(sources: Sources, config: &Config, rulesets: [Ruleset; 2]) -> Result<(), Failure> {
-    let core = choose_core(config)?;
-    keep_off(core);
+    let cores = crew::choose_cores(config, &rulesets)?;
+    crew::keep_off(&cores);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Running(format!("cannot make the control thread's runtime: {error}")))?;
-    runtime.block_on(serve(sources, config, core, rulesets.map(Arc::new)))
-}
-
-/// The worker's core: the first of `--cores`, else the last this process may run on (the first ones serve most interrupts).
-fn choose_core(config: &Config) -> Result<usize, Failure> {
-    let several = |what: String| {
-        Failure::Usage(format!(
-            "{what}: this version runs one worker, which serves all queues; packets of one connection may arrive on \
-             different queues, and workers cannot hand them over to each other yet. Give one"
-        ))
-    };
-    match &config.workers {
-        config::Workers::Cores(list) if list.cpus().len() > 1 => return Err(several(format!("--cores {list}"))),
-        config::Workers::Count(count) if *count > 1 => return Err(several(format!("--workers {count}"))),
-        config::Workers::Cores(list) => return Ok(list.cpus()[0]),
-        config::Workers::Count(_) | config::Workers::Auto => {}
-    }
-    let allowed = sched_getaffinity(Pid::this())
-        .map_err(|error| Failure::Running(format!("cannot read this process's CPU affinity: {error}")))?;
-    let last = (0..CpuSet::count()).rev().find(|&cpu| allowed.is_set(cpu).unwrap_or(false));
-    last.ok_or_else(|| Failure::Running("this process may run on no CPU".to_owned()))
-}
-
-/// Keeps this thread, and those it will start for reading and judging rules, off the worker's core, where there is another.
-fn keep_off(core: usize) {
-    let Ok(mut allowed) = sched_getaffinity(Pid::this()) else { return };
-    let others = (0..CpuSet::count()).filter(|&cpu| cpu != core && allowed.is_set(cpu).unwrap_or(false)).count();
-    if others == 0 {
-        return;
-    }
-    if let Err(error) = allowed.unset(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &allowed)) {
-        tracing::warn!("cannot keep the control thread off the worker's core {core}: {error}");
-    }
+    runtime.block_on(serve(sources, config, &cores, rulesets.map(Arc::new)))
 }
 
 impl From<EdgeError> for Failure {
@@ -134,66 +103,7 @@ fn keep_neighbours(routing: &Routing, ask: &mpsc::Sender<netlink::Request>, roun
     *round = 0;
 }
 
-/// The workers' side of a run: stops the thread and waits for it, however the run ends.
-struct Running {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<(), PortLost>>>,
-    ended: mpsc::Receiver<()>,
-}
-
-impl Running {
-    fn start(
-        mut worker: Worker<XdpQueue, Punter>,
-        core: usize,
-        poll: Poll,
-        start: std::time::Instant,
-    ) -> Result<Running, Failure> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (tell, ended) = mpsc::channel(1);
-        let until = stop.clone();
-        let body = move || {
-            pin(core);
-            let outcome = worker.run(poll, start, &until);
-            // The control thread may be gone already: then nobody needs to know.
-            let _ = tell.blocking_send(());
-            outcome
-        };
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{core}"))
-            .spawn(body)
-            .map_err(|error| Failure::Running(format!("cannot start the worker's thread: {error}")))?;
-        Ok(Running { stop, thread: Some(thread), ended })
-    }
-
-    /// Ends the worker; what it died of, if it did.
-    fn finish(&mut self) -> Result<(), Failure> {
-        self.stop.store(true, Ordering::Relaxed);
-        match self.thread.take().map(JoinHandle::join) {
-            None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(lost))) => Err(Failure::Running(lost.to_string())),
-            Some(Err(_)) => Err(Failure::Running("the worker panicked; see the message above".to_owned())),
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Err(failure) = self.finish() {
-            tracing::error!("{failure}");
-        }
-    }
-}
-
-/// Pins the calling thread. A core that went offline since it was checked leaves the thread where it is.
-fn pin(core: usize) {
-    let mut set = CpuSet::new();
-    let pinned = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    if let Err(error) = pinned {
-        tracing::warn!("cannot pin the worker to core {core}: {error}; it runs on any");
-    }
-}
-
-async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ruleset>; 2]) -> Result<(), Failure> {
+async fn serve(sources: Sources, config: &Config, cores: &[usize], rulesets: [Arc<Ruleset>; 2]) -> Result<(), Failure> {
     let mut settings = sysctl::at_start(config.sysctl_from_kernel, &config.conntrack)?;
     if !settings.acct && rulesets.iter().any(|ruleset| ruleset.wants_accounting()) {
         // As Linux does when such a rule is loaded.
@@ -213,7 +123,7 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     let netlink = Netlink::open([config.lan.as_str(), config.wan.as_str()])?;
     let routing = netlink.routing();
     warn_of_kernel_forwarding(&routing.load());
-    let mut edge = Edge::open(&edge_config(config))?;
+    let mut edge = Edge::open(&edge_config(config, cores.len()))?;
     let mut mirror = Mirror::default();
     mirror.follow(&edge, &routing.load())?;
     let steering = edge.steering()?;
@@ -227,19 +137,23 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     if let Some(told) = reload::untracked(&policy.load()) {
         tracing::info!("{told}");
     }
-    let (worker, handle) = build_worker(settings.clone(), &mut edge, policy.clone(), routing.clone())?;
-    let Handle { line, mut logs, mut copies, mut resolve } = handle;
-    let facts = facts(config, core, &edge);
+    let homes = Homes::software(cores.len() as u16, startup::secret()?, "NICs are not asked yet");
+    if cores.len() > 1 {
+        tracing::info!("{homes}");
+    }
+    let mut built = crew::build(&settings, homes, &mut edge, &policy, &routing)?;
+    let (lines, mut letters) = Letters::of(std::mem::take(&mut built.handles));
+    let walls = std::mem::take(&mut built.walls);
+    let facts = facts(config, cores, &edge);
     let start = facts.start;
-    let wall = worker.shard().wall.clone();
-    set_wall(&wall, start);
-    let ready = ready(config, core, &edge, &rulesets);
+    set_walls(&walls, start);
+    let ready = ready(config, cores, &edge, &rulesets);
     let (routing_too, config_too) = (routing.clone(), config.clone());
     let steering = Some(steering);
     let published =
         Published { policy, routing: routing_too, sources, config: config_too, rulesets, registry, steering };
-    let workers = Workers::new(vec![line], facts, settings, published);
-    let mut running = Running::start(worker, core, poll(config), start)?;
+    let workers = Workers::new(lines, facts, settings, published);
+    let mut crew = built.start(cores, poll(config), start)?;
     ready.announce();
 
     let (tell, mut events) = mpsc::unbounded_channel();
@@ -249,6 +163,8 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     let log_ports = [config.lan.as_str(), config.wan.as_str()];
     let mut log_tick = tokio::time::interval(LOG_INTERVAL);
     let mut wall_tick = tokio::time::interval(WALL_INTERVAL);
+    let mut watch_tick = tokio::time::interval(WATCH_INTERVAL);
+    watch_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut use_tick = tokio::time::interval(USE_INTERVAL);
     let mut round = 0;
     let serve_metrics = async {
@@ -273,22 +189,24 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
                 Heard::Reload => workers.want_reload(),
             },
             // Also when the channel closes without a word: then the worker panicked.
-            _ = running.ended.recv() => break running.finish(),
-            ended = &mut follow => break ended.map_err(Failure::from).and_then(|()| running.finish()),
+            _ = crew.ended.recv() => break crew.finish(),
+            ended = &mut follow => break ended.map_err(Failure::from).and_then(|()| crew.finish()),
             Some(event) = events.recv() => {
                 if let Err(failure) = mirror.hear(&event, &edge, &routing.load()) {
                     break Err(failure);
                 }
             }
-            Some(wanted) = resolve.recv() => {
+            Some(wanted) = letters.wanted() => {
                 // A full channel is no loss: whoever still waits asks again within a second.
                 let _ = ask.try_send(netlink::Request::Resolve(wanted.port, wanted.next_hop));
             }
+            _ = watch_tick.tick() => if let Err(failure) = crew.look() {
+                break Err(failure);
+            },
             _ = use_tick.tick() => keep_neighbours(&routing.load(), &ask, &mut round),
-            _ = wall_tick.tick() => set_wall(&wall, start),
+            _ = wall_tick.tick() => set_walls(&walls, start),
             _ = log_tick.tick() => {
-                log.write(&mut logs, log_ports);
-                write_copies(&mut copies, nflog.as_mut(), start);
+                letters.write(&mut log, log_ports, nflog.as_mut(), start);
             }
             () = &mut serve_metrics => {}
             () = &mut serve_control => {}
@@ -300,9 +218,8 @@ async fn serve(sources: Sources, config: &Config, core: usize, rulesets: [Arc<Ru
     startup::announce_stopping();
     // The program first: from here on packets are the kernel's. Then the sockets, with the worker that owns them.
     edge.detach();
-    let ended = running.finish();
-    log.write(&mut logs, log_ports);
-    write_copies(&mut copies, nflog.as_mut(), start);
+    let ended = crew.finish();
+    letters.write(&mut log, log_ports, nflog.as_mut(), start);
     outcome.and(ended)
 }
 
@@ -324,14 +241,64 @@ fn write_copies(copies: &mut Consumer<NflogRecord>, mut writer: Option<&mut Nflo
     }
 }
 
-/// Tells the worker what time it is by the calendar.
-fn set_wall(wall: &WallClock, start: std::time::Instant) {
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    wall.set(unix as i64, crate::arch::kernel_time_zone(), worker::since(start));
+/// What the workers have to say.
+struct Letters {
+    logs: Vec<Consumer<LogRecord>>,
+    copies: Vec<Consumer<NflogRecord>>,
+    resolve: Vec<mpsc::Receiver<Resolve>>,
 }
 
-fn edge_config(config: &Config) -> EdgeConfig {
+impl Letters {
+    fn of(handles: Vec<Handle>) -> (Vec<Line>, Letters) {
+        let mut lines = Vec::new();
+        let mut letters = Letters { logs: Vec::new(), copies: Vec::new(), resolve: Vec::new() };
+        for Handle { line, logs, copies, resolve } in handles {
+            lines.push(line);
+            letters.logs.push(logs);
+            letters.copies.push(copies);
+            letters.resolve.push(resolve);
+        }
+        (lines, letters)
+    }
+
+    /// The next neighbour that some worker wants.
+    async fn wanted(&mut self) -> Option<Resolve> {
+        std::future::poll_fn(|context| {
+            for resolve in &mut self.resolve {
+                if let Poll::Ready(Some(wanted)) = resolve.poll_recv(context) {
+                    return Poll::Ready(Some(wanted));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn write(
+        &mut self,
+        log: &mut Log,
+        ports: [&str; PortId::COUNT],
+        mut nflog: Option<&mut NflogWriter>,
+        start: std::time::Instant,
+    ) {
+        log.write(&mut self.logs, ports);
+        for copies in &mut self.copies {
+            write_copies(copies, nflog.as_deref_mut(), start);
+        }
+    }
+}
+
+/// Tells the workers what time it is by the calendar.
+fn set_walls(walls: &[Arc<WallClock>], start: std::time::Instant) {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    for wall in walls {
+        wall.set(unix as i64, crate::arch::kernel_time_zone(), worker::since(start));
+    }
+}
+
+fn edge_config(config: &Config, workers: usize) -> EdgeConfig {
     EdgeConfig {
+        workers,
         mode: match config.mode {
             config::Mode::Auto => Mode::Auto,
             config::Mode::ZeroCopy => Mode::ZeroCopy,
@@ -344,45 +311,28 @@ fn edge_config(config: &Config) -> EdgeConfig {
     }
 }
 
-const fn poll(config: &Config) -> Poll {
+const fn poll(config: &Config) -> worker::Poll {
     match config.poll {
-        config::Poll::Busy => Poll::Busy,
-        config::Poll::Adaptive => Poll::Adaptive,
+        config::Poll::Busy => worker::Poll::Busy,
+        config::Poll::Adaptive => worker::Poll::Adaptive,
     }
 }
 
-fn build_worker(
-    settings: Settings,
-    edge: &mut Edge,
-    policy: Arc<ArcSwap<Policy>>,
-    routing: Arc<ArcSwap<Routing>>,
-) -> Result<(Worker<XdpQueue, Punter>, Handle), Failure> {
-    let queues = edge.take_worker(0).expect("the first worker's queues are taken once");
-    let host = edge.punter(0)?;
-    let (mailbox, handle) =
-        mailbox().map_err(|error| Failure::Running(format!("cannot make the worker's mailbox: {error}")))?;
-    let devices = PortId::ALL.into_iter().zip(queues.ports);
-    let devices = devices.flat_map(|(port, queues)| queues.into_iter().map(move |queue| (port, queue)));
-    let shard = Shard::new(settings, startup::secret()?, &policy.load());
-    tracing::info!("connection table: {}", shard.conntrack.memory());
-    let parts = Parts { devices: devices.collect(), pool: queues.pool, host, shard, policy, routing, mailbox };
-    Ok((Worker::new(parts), handle))
-}
-
-fn facts(config: &Config, core: usize, edge: &Edge) -> Facts {
+fn facts(config: &Config, cores: &[usize], edge: &Edge) -> Facts {
     Facts {
         start: std::time::Instant::now(),
         mode: edge.report().mode.to_string(),
         poll: config.poll.name().to_owned(),
-        cores: vec![core as u32],
+        cores: cores.iter().map(|&core| core as u32).collect(),
     }
 }
 
-fn ready(config: &Config, core: usize, edge: &Edge, rulesets: &[Arc<Ruleset>; 2]) -> Ready {
+fn ready(config: &Config, cores: &[usize], edge: &Edge, rulesets: &[Arc<Ruleset>; 2]) -> Ready {
+    let list: Vec<String> = cores.iter().map(ToString::to_string).collect();
     Ready {
         mode: edge.report().mode.to_string(),
         queues: edge.report().ports.iter().map(|port| port.queues as usize).max().unwrap_or(0),
-        cores: core.to_string().parse().expect("a core's number is a list of one"),
+        cores: list.join(",").parse().expect("cores' numbers are a list"),
         rules: rulesets[0].rule_count(),
         rules6: rulesets[1].rule_count(),
         lan: config.lan.to_string(),
@@ -469,18 +419,22 @@ struct Log {
 impl Log {
     const PER_TICK: usize = 50;
 
-    fn write(&mut self, records: &mut Consumer<LogRecord>, ports: [&str; PortId::COUNT]) {
-        for _ in 0..Log::PER_TICK {
-            let Ok(record) = records.pop() else {
-                if self.suppressed > 0 {
-                    tracing::warn!("LOG: {} lines suppressed", std::mem::take(&mut self.suppressed));
+    fn write(&mut self, workers: &mut [Consumer<LogRecord>], ports: [&str; PortId::COUNT]) {
+        let mut left = Log::PER_TICK;
+        let before = self.suppressed;
+        for records in workers {
+            while let Ok(record) = records.pop() {
+                match left.checked_sub(1) {
+                    Some(less) => {
+                        left = less;
+                        startup::log_packet(record.level, &rules::log_line(&record, &ports));
+                    }
+                    None => self.suppressed += 1,
                 }
-                return;
-            };
-            startup::log_packet(record.level, &rules::log_line(&record, &ports));
+            }
         }
-        while records.pop().is_ok() {
-            self.suppressed += 1;
+        if before == self.suppressed && before > 0 {
+            tracing::warn!("LOG: {} lines suppressed", std::mem::take(&mut self.suppressed));
         }
     }
 }

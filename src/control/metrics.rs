@@ -291,11 +291,13 @@ fn sockets(page: &mut Page, report: &StatsReport) {
 
 fn workers(page: &mut Page, report: &StatsReport) {
     type Value = fn(&WorkerReport) -> f64;
-    let families: [(&str, &str, Type, Value); 10] = [
+    let families: [(&str, &str, Type, Value); 12] = [
         ("xrouter_forwarded_packets_total", "Packets forwarded.", Type::Counter, |w| w.forwarded as f64),
         ("xrouter_punted_packets_total", "Packets given to the host's stack.", Type::Counter, |w| w.punted as f64),
         ("xrouter_held_packets_total", "Packets that waited for a neighbour.", Type::Counter, |w| w.held as f64),
         ("xrouter_waiting_packets", "Packets waiting for a neighbour now.", Type::Gauge, |w| w.waiting as f64),
+        ("xrouter_handover_packets_total", "Packets given to other workers.", Type::Counter, |w| w.handed_over as f64),
+        ("xrouter_takeover_packets_total", "Packets that other workers gave.", Type::Counter, |w| w.taken_over as f64),
         ("xrouter_reply_packets_total", "Packets the router made itself.", Type::Counter, |w| w.replies as f64),
         ("xrouter_log_lost_total", "Log lines beyond the rate limit.", Type::Counter, |w| w.log_lost as f64),
         ("xrouter_nflog_lost_total", "NFLOG copies nobody took in time.", Type::Counter, |w| w.nflog_lost as f64),

@@ -6,6 +6,7 @@ pub mod api;
 pub mod backend;
 pub mod change;
 pub mod config;
+pub mod crew;
 pub mod daemon;
 pub mod explain;
 pub mod host;

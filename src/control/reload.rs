@@ -595,7 +595,7 @@ impl Workers {
         let made = tokio::task::spawn_blocking(move || build(&sources, &before, &registry, workers, at, &wish));
         let (built, mut report) = made.await.map_err(lost)??;
         let rulesets = built.rulesets.clone();
-        self.check_accounting(&rulesets).await?;
+        self.check_needs(&rulesets).await?;
         if !wish.dry_run {
             let former = self.change_settings(&built.config, &mut report.notes).await?;
             let (config, of_host) = (built.config.clone(), rulesets.clone());
@@ -633,8 +633,17 @@ impl Workers {
         Before { config, rulesets, policy: self.policy.load_full() }
     }
 
-    /// Refuses rules that want packets and bytes counted where the memory for it was not taken at start.
-    pub(super) async fn check_accounting(&self, rulesets: &[Arc<Ruleset>; 2]) -> Result<(), Refused> {
+    /// Refuses rules that want packets and bytes counted where the memory for it was not taken at start, and those that want
+    /// one worker where there are several.
+    pub(super) async fn check_needs(&self, rulesets: &[Arc<Ruleset>; 2]) -> Result<(), Refused> {
+        if self.count() > 1
+            && let Some(rule) = rulesets.iter().find_map(|ruleset| ruleset.wants_one_worker())
+        {
+            return Err(Refused::Files(format!(
+                "error: this rule needs a restart with --workers 1, since what it gives out belongs to all connections of a \
+                 client, wherever they have their home: {rule}"
+            )));
+        }
         let wanted = rulesets.iter().any(|ruleset| ruleset.wants_accounting());
         match wanted && !self.settings.lock().await.acct {
             false => Ok(()),

@@ -351,6 +351,12 @@ pub struct WorkerReport {
     pub waiting: u64,
     /// Packets the router made itself (ICMP errors, TCP resets).
     pub replies: u64,
+    /// Packets given to other workers, since those have their connections.
+    #[serde(default)]
+    pub handed_over: u64,
+    /// Packets that other workers gave.
+    #[serde(default)]
+    pub taken_over: u64,
     /// Log lines that LOG rules asked for and the rate limit swallowed.
     pub log_lost: u64,
     /// Copies that NFLOG rules asked for and nobody took in time.
@@ -423,6 +429,10 @@ impl StatsReport {
             transmitted.add(queue.transmitted);
         }
         (received, transmitted)
+    }
+
+    fn received_in_all(&self) -> u64 {
+        self.queues().map(|queue| queue.received.packets).sum()
     }
 
     fn sum(&self, field: impl Fn(&WorkerReport) -> u64) -> u64 {
@@ -507,6 +517,11 @@ impl fmt::Display for StatsReport {
             self.sum(|worker| worker.held),
             self.sum(|worker| worker.waiting),
         )?;
+        if self.workers.len() > 1 {
+            let (given, received) = (self.sum(|worker| worker.handed_over), self.received_in_all());
+            let share = if received == 0 { 0.0 } else { 100.0 * given as f64 / received as f64 };
+            writeln!(f, "             {given} handed from worker to worker, {share:.1} in 100 received")?;
+        }
         let conntrack = self.conntrack();
         let full = 100.0 * conntrack.entries as f64 / conntrack.limit.max(1) as f64;
         writeln!(f, "conntrack    {} of {} entries ({full:.1} % full)", conntrack.entries, conntrack.limit)?;

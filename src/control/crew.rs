@@ -1,0 +1,300 @@
+//! The workers of a run and their threads: [`Crew`].
+//!
+//! Built once the sockets are open ([`build`]), started on a core each, and watched: a worker that ends, or that has not finished a
+//! burst for [`STALLED`] looks a second apart, ends the run, since its queues would be read by nobody and its connections be
+//! nobody's. A worker that stalls cannot be waited for: the run ends without its thread, which ends with the process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use tokio::sync::mpsc;
+
+use super::config::{self, Config};
+use super::startup::{self, Failure};
+use crate::conntrack::{Homes, Settings};
+use crate::datapath::{Shard, WallClock};
+use crate::device::PortId;
+use crate::rules::Ruleset;
+use crate::snapshot::{Policy, Routing};
+use crate::steering::Steering;
+use crate::worker::{Handle, Links, Parts, Poll, PortLost, Worker, mailbox, ring_for};
+use crate::xdp::{Edge, Interface, Punter, XdpQueue};
+
+/// Looks, a second apart, at which a worker may be seen not to have moved before it has stalled. Busy or asleep, it moves 20
+/// times a second.
+pub const STALLED: u32 = 5;
+
+/// The workers' cores: `--cores`; else, for as many workers as wanted, the last that this process may run on (the first ones serve
+/// most interrupts). Wanted are `--workers`, or one for each queue that both ports have, leaving a core to everybody else.
+///
+/// # Errors
+/// When there is no core, or the rules want one worker and several were asked for.
+pub fn choose_cores(config: &Config, rulesets: &[Ruleset; 2]) -> Result<Vec<usize>, Failure> {
+    let alone = rulesets.iter().find_map(Ruleset::wants_one_worker);
+    let refused = |asked: String| match &alone {
+        Some(rule) => Err(Failure::Usage(format!(
+            "{asked}: this rule needs one worker, since what it gives out belongs to all connections of a client, wherever \
+             they have their home: {rule}. Give --workers 1, or leave the option away"
+        ))),
+        None => Ok(()),
+    };
+    let allowed = sched_getaffinity(Pid::this())
+        .map_err(|error| Failure::Running(format!("cannot read this process's CPU affinity: {error}")))?;
+    let cores: Vec<usize> = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false)).collect();
+    let count = match &config.workers {
+        config::Workers::Cores(list) => {
+            if list.cpus().len() > 1 {
+                refused(format!("--cores {list}"))?;
+            }
+            return Ok(list.cpus().to_vec());
+        }
+        config::Workers::Count(count) => {
+            if *count > 1 {
+                refused(format!("--workers {count}"))?;
+            }
+            *count
+        }
+        config::Workers::Auto if alone.is_some() => 1,
+        config::Workers::Auto => {
+            let queues = |name: &str| Interface::read(name).map_or(1, |interface| interface.rx_queues as usize);
+            let queues = queues(config.lan.as_str()).min(queues(config.wan.as_str()));
+            queues.min(cores.len().saturating_sub(1)).max(1)
+        }
+    };
+    match cores.len().checked_sub(count) {
+        Some(from) if !cores.is_empty() => Ok(cores[from..].to_vec()),
+        _ => Err(Failure::Running(format!(
+            "this process may run on {} CPUs, and {count} workers want one each",
+            cores.len()
+        ))),
+    }
+}
+
+/// Keeps this thread, and those it will start for reading and judging rules, off the workers' cores, where there are others.
+pub fn keep_off(cores: &[usize]) {
+    let Ok(mut allowed) = sched_getaffinity(Pid::this()) else { return };
+    let others = (0..CpuSet::count()).any(|cpu| !cores.contains(&cpu) && allowed.is_set(cpu).unwrap_or(false));
+    if !others {
+        return;
+    }
+    let off = cores.iter().try_for_each(|&core| allowed.unset(core));
+    if let Err(error) = off.and_then(|()| sched_setaffinity(Pid::from_raw(0), &allowed)) {
+        tracing::warn!("cannot keep the control thread off the workers' cores: {error}");
+    }
+}
+
+/// Workers not started yet, and the control thread's ends of their mailboxes.
+#[derive(Debug)]
+pub struct Built {
+    workers: Vec<Worker<XdpQueue, Punter>>,
+    /// By worker.
+    pub handles: Vec<Handle>,
+    /// Their calendars.
+    pub walls: Vec<Arc<WallClock>>,
+}
+
+/// Puts the workers together, over the queues of `edge`.
+///
+/// # Errors
+/// When the process runs out of descriptors, or the kernel of memory.
+pub fn build(
+    settings: &Settings,
+    steering: Steering,
+    edge: &mut Edge,
+    policy: &Arc<ArcSwap<Policy>>,
+    routing: &Arc<ArcSwap<Routing>>,
+) -> Result<Built, Failure> {
+    let count = usize::from(steering.workers());
+    let secret = startup::secret()?;
+    let shards = match count {
+        1 => vec![Shard::new(settings.clone(), secret, &policy.load())],
+        _ => {
+            let homes = Homes::of_all(&Arc::new(steering), Shard::capacity_among(settings.max, count));
+            Shard::among(settings, secret, &policy.load(), homes)
+        }
+    };
+    tracing::info!("connection table: {}", shards[0].conntrack.memory());
+    let mut links = Links::between(count, ring_for(count));
+    let mut built = Built { workers: Vec::new(), handles: Vec::new(), walls: Vec::new() };
+    let mut mailboxes = Vec::new();
+    for _ in 0..count {
+        let (mailbox, handle) =
+            mailbox().map_err(|error| Failure::Running(format!("cannot make a worker's mailbox: {error}")))?;
+        mailboxes.push(mailbox);
+        built.handles.push(handle);
+    }
+    Links::introduce(&mut links, mailboxes.iter().map(|mailbox| mailbox.waker()).collect());
+    let parts = shards.into_iter().zip(mailboxes).zip(links).enumerate();
+    for (number, ((shard, mailbox), links)) in parts {
+        let queues = edge.take_worker(number).expect("a worker's queues are taken once");
+        let host = edge.punter(number)?;
+        let devices = PortId::ALL.into_iter().zip(queues.ports);
+        let devices = devices.flat_map(|(port, queues)| queues.into_iter().map(move |queue| (port, queue))).collect();
+        built.walls.push(shard.wall.clone());
+        let (policy, routing) = (policy.clone(), routing.clone());
+        let links = (count > 1).then_some(links);
+        let parts = Parts { devices, pool: queues.pool, host, shard, policy, routing, mailbox, links };
+        built.workers.push(Worker::new(parts));
+    }
+    Ok(built)
+}
+
+impl Built {
+    /// Starts the workers, each on its core. Their time begins at `start`.
+    ///
+    /// # Errors
+    /// When the process may not start a thread.
+    pub fn start(&mut self, cores: &[usize], poll: Poll, start: std::time::Instant) -> Result<Crew, Failure> {
+        let (tell, ended) = mpsc::channel(1);
+        let mut crew = Crew { stop: Arc::default(), threads: Vec::new(), ended, watch: Watch::default() };
+        for (worker, &core) in self.workers.drain(..).zip(cores) {
+            crew.watch.pulses.push(worker.pulse());
+            let (stop, tell) = (crew.stop.clone(), tell.clone());
+            let body = move || work(worker, core, poll, start, &stop, &tell);
+            let thread = std::thread::Builder::new().name(format!("worker-{core}")).spawn(body);
+            let thread =
+                thread.map_err(|error| Failure::Running(format!("cannot start a worker's thread: {error}")))?;
+            crew.threads.push(Some((core, thread)));
+        }
+        crew.watch.seen = vec![(0, 0); crew.threads.len()];
+        Ok(crew)
+    }
+}
+
+fn work(
+    mut worker: Worker<XdpQueue, Punter>,
+    core: usize,
+    poll: Poll,
+    start: std::time::Instant,
+    stop: &AtomicBool,
+    tell: &mpsc::Sender<()>,
+) -> Result<(), PortLost> {
+    /// Says that the thread is over, also when it panics.
+    struct Ending<'a>(&'a mpsc::Sender<()>);
+    impl Drop for Ending<'_> {
+        fn drop(&mut self) {
+            // Somebody else has ended already, or the control thread has gone: then nobody needs to know.
+            let _ = self.0.try_send(());
+        }
+    }
+    let _ending = Ending(tell);
+    pin(core);
+    worker.run(poll, start, stop)
+}
+
+/// Pins the calling thread. A core that went offline since it was checked leaves the thread where it is.
+fn pin(core: usize) {
+    let mut set = CpuSet::new();
+    let pinned = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    if let Err(error) = pinned {
+        tracing::warn!("cannot pin the worker to core {core}: {error}; it runs on any");
+    }
+}
+
+type Thread = JoinHandle<Result<(), PortLost>>;
+
+/// The workers at work; see the module's head. Stops their threads and waits for them, however the run ends.
+#[derive(Debug)]
+pub struct Crew {
+    stop: Arc<AtomicBool>,
+    /// By worker, with its core.
+    threads: Vec<Option<(usize, Thread)>>,
+    /// Hears when one has ended.
+    pub ended: mpsc::Receiver<()>,
+    watch: Watch,
+}
+
+impl Crew {
+    /// Looks whether all of them move; call it once a second.
+    ///
+    /// # Errors
+    /// Which one does not. The run is to be ended; its thread will not be waited for.
+    pub fn look(&mut self) -> Result<(), Failure> {
+        let Some(stalled) = self.watch.look() else { return Ok(()) };
+        let core = self.threads[stalled].take().map_or(0, |(core, _)| core);
+        Err(Failure::Running(format!(
+            "worker {stalled} on core {core} has not moved for {STALLED} seconds: its queues are read by nobody. Is something \
+             with real-time priority on that core?"
+        )))
+    }
+
+    /// Ends the workers; what one died of, if one did.
+    ///
+    /// # Errors
+    /// The first worker's that had to stop.
+    pub fn finish(&mut self) -> Result<(), Failure> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut outcome = Ok(());
+        for (number, thread) in self.threads.iter_mut().enumerate() {
+            let Some((core, thread)) = thread.take() else { continue };
+            let ended = match thread.join() {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(lost)) => Err(Failure::Running(lost.to_string())),
+                Err(_) => {
+                    Err(Failure::Running(format!("worker {number} on core {core} panicked; see the message above")))
+                }
+            };
+            outcome = outcome.and(ended);
+        }
+        outcome
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        if let Err(failure) = self.finish() {
+            tracing::error!("{failure}");
+        }
+    }
+}
+
+/// What was seen of the workers' pulses.
+#[derive(Debug, Default)]
+struct Watch {
+    pulses: Vec<Arc<AtomicU64>>,
+    /// By worker: the pulse at the last look, and how many looks ago it was another.
+    seen: Vec<(u64, u32)>,
+}
+
+impl Watch {
+    /// The first that has stalled. It counts looks, not time: a process that was stopped as a whole has not stalled.
+    fn look(&mut self) -> Option<usize> {
+        let mut stalled = None;
+        for (number, (pulse, (before, looks))) in self.pulses.iter().zip(&mut self.seen).enumerate() {
+            let present = pulse.load(Ordering::Relaxed);
+            *looks = if present == *before { *looks + 1 } else { 0 };
+            *before = present;
+            stalled = stalled.or((*looks >= STALLED).then_some(number));
+        }
+        stalled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_does_not_move_is_found_and_others_are_not() {
+        let pulses: Vec<Arc<AtomicU64>> = (0..3).map(|_| Arc::default()).collect();
+        let mut watch = Watch { pulses: pulses.clone(), seen: vec![(0, 0); 3] };
+        let beat = |who: &[usize]| who.iter().for_each(|&at| _ = pulses[at].fetch_add(1, Ordering::Relaxed));
+        for _ in 0..20 {
+            beat(&[0, 1, 2]);
+            assert_eq!(watch.look(), None);
+        }
+        for _ in 1..STALLED {
+            beat(&[0, 2]);
+            assert_eq!(watch.look(), None);
+        }
+        beat(&[0, 2]);
+        assert_eq!(watch.look(), Some(1));
+        // Late is not never.
+        beat(&[0, 1, 2]);
+        assert_eq!(watch.look(), None);
+    }
+}
