@@ -59,7 +59,8 @@ fn entries(router: &Router, words: &[&str]) -> Vec<String> {
 
 fn drops(router: &Router, reason: &str) -> u64 {
     let stats: serde_json::Value = serde_json::from_str(&router.ask(&["stats", "-j"])).expect("JSON");
-    stats["workers"][0]["drops"][reason].as_u64().unwrap_or(0)
+    let of = |worker: &serde_json::Value| worker["drops"][reason].as_u64().unwrap_or(0);
+    stats["workers"].as_array().expect("workers").iter().map(of).sum()
 }
 
 #[test]

@@ -68,9 +68,15 @@ pub(crate) fn privileged() -> bool {
     root
 }
 
+/// With `XROUTER_TEST_WORKERS=N` every router has so many workers, and every interface twice as many queues.
+fn workers() -> Option<u32> {
+    std::env::var("XROUTER_TEST_WORKERS").ok().and_then(|workers| workers.parse().ok())
+}
+
 impl Net {
     /// Makes it.
     pub(crate) fn new(shape: Shape) -> Net {
+        let shape = Shape { queues: shape.queues.max(2 * workers().unwrap_or(0)), ..shape };
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         sweep();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -290,6 +296,9 @@ impl Router {
     pub(crate) fn command(net: &Net, arguments: &[&str]) -> Command {
         let mut command = net.command(Place::Router, env!("CARGO_BIN_EXE_xrouter"));
         command.args(["--lan", "lan", "--wan", "wan", "--control"]).arg(net.file("control")).args(arguments);
+        if let Some(workers) = workers().filter(|_| !arguments.contains(&"--workers")) {
+            command.args(["--workers", &workers.to_string()]);
+        }
         command
     }
 
