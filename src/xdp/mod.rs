@@ -247,8 +247,9 @@ impl Edge {
         self.program.steered(port)
     }
 
-    /// Takes the program off the interfaces now: packets are the kernel's again.
+    /// Takes the program off the interfaces now: packets are the kernel's again. The workers may still run: their queues go quiet.
     pub fn detach(&mut self) {
+        self.umem.retire();
         self.attachments.clear();
     }
 }

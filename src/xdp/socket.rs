@@ -270,6 +270,11 @@ impl XdpQueue {
     }
 
     fn fail(&mut self, error: io::Error) -> io::Result<()> {
+        // In zero-copy mode a driver without the program is not to be woken (igb says EINVAL, ixgbe ENXIO): that is no failure
+        // of a port that is just being given back.
+        if self.umem.is_retiring() {
+            return Ok(());
+        }
         match error.raw_os_error() {
             Some(libc::ENXIO | libc::ENODEV | libc::EBADF) => {
                 self.gone = true;

@@ -77,6 +77,8 @@ pub struct Umem {
     fd: AtomicI32,
     /// Whether tokens exist, so that the memory has to stay.
     tokens: AtomicBool,
+    /// Whether the XDP program is being taken off the interfaces for good.
+    retiring: AtomicBool,
 }
 
 // SAFETY: `base` is an address of memory that is never unmapped. `Entry::desc` is touched only between `give_back` and
@@ -118,6 +120,7 @@ impl Umem {
             anchor: Mutex::new(None),
             fd: AtomicI32::new(-1),
             tokens: AtomicBool::new(false),
+            retiring: AtomicBool::new(false),
         })
     }
 
@@ -148,6 +151,16 @@ impl Umem {
     /// The descriptor of the first socket is the umem's own: it is closed when the last user of the umem is gone.
     pub(super) fn own_fd(&self, fd: RawFd) {
         self.fd.store(fd, Ordering::Relaxed);
+    }
+
+    /// From here on the interfaces have no XDP program any more, and their drivers may refuse whatever its sockets ask.
+    pub(super) fn retire(&self) {
+        self.retiring.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Umem::retire`] was called.
+    pub(super) fn is_retiring(&self) -> bool {
+        self.retiring.load(Ordering::Acquire)
     }
 
     /// Whether it lies on huge pages.
