@@ -74,9 +74,40 @@ fn workers() -> Option<u32> {
 }
 
 impl Net {
-    /// Makes it.
+    /// Makes it, with veth pairs.
     pub(crate) fn new(shape: Shape) -> Net {
         let shape = Shape { queues: shape.queues.max(2 * workers().unwrap_or(0)), ..shape };
+        let net = Net::without_links();
+        for (place, port, number) in [(Place::Lan, "lan", 1), (Place::Wan, "wan", 2)] {
+            let queues = format!("numtxqueues {0} numrxqueues {0}", shape.queues);
+            let host = net.name(place);
+            net.ip(Place::Router, &format!("link add {port} {queues} type veth peer name eth0 {queues} netns {host}"));
+            net.link(place, port, number);
+            if !shape.unfinished_checksums {
+                net.must(place, "ethtool -K eth0 tx off");
+            }
+        }
+        if shape.kernel_forwards {
+            net.must(Place::Router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        }
+        net
+    }
+
+    /// Makes it of NICs of this machine: the router's `lan` and `wan`, and what the host inside and the one outside have, wired
+    /// to them. They are taken from where the test runs.
+    #[allow(dead_code)] // only where there are such NICs
+    pub(crate) fn of_nics(router: [&str; 2], hosts: [&str; 2]) -> Net {
+        let net = Net::without_links();
+        for (at, place, port) in [(0, Place::Lan, "lan"), (1, Place::Wan, "wan")] {
+            for (nic, owner, name) in [(router[at], Place::Router, port), (hosts[at], place, "eth0")] {
+                must(Command::new("ip").args(["link", "set", nic, "netns", &net.name(owner), "name", name]));
+            }
+            net.link(place, port, at as u32 + 1);
+        }
+        net
+    }
+
+    fn without_links() -> Net {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         sweep();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -90,19 +121,11 @@ impl Net {
             // Without it IPv6 says nothing for two seconds after an interface is up.
             net.must(place, "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0");
         }
-        for (place, port, number) in [(Place::Lan, "lan", 1), (Place::Wan, "wan", 2)] {
-            net.link(place, port, number, shape);
-        }
-        if shape.kernel_forwards {
-            net.must(Place::Router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
-        }
         net
     }
 
-    fn link(&self, place: Place, port: &str, number: u32, shape: Shape) {
-        let queues = format!("numtxqueues {0} numrxqueues {0}", shape.queues);
-        let host = self.name(place);
-        self.ip(Place::Router, &format!("link add {port} {queues} type veth peer name eth0 {queues} netns {host}"));
+    /// Gives a link's two ends their addresses.
+    fn link(&self, place: Place, port: &str, number: u32) {
         self.ip(Place::Router, &format!("address add 10.{number}.0.1/24 dev {port}"));
         self.ip(Place::Router, &format!("address add fd0{number}::1/64 dev {port} nodad"));
         self.ip(Place::Router, &format!("link set {port} up"));
@@ -111,9 +134,6 @@ impl Net {
         self.ip(place, "link set eth0 up");
         self.ip(place, &format!("route add default via 10.{number}.0.1"));
         self.ip(place, &format!("route add default via fd0{number}::1"));
-        if !shape.unfinished_checksums {
-            self.must(place, "ethtool -K eth0 tx off");
-        }
     }
 
     /// A namespace's name.
@@ -288,8 +308,8 @@ pub(crate) struct Router {
     control: PathBuf,
 }
 
-/// How long a start may take: a busy socket is retried.
-const START: Duration = Duration::from_secs(15);
+/// How long a start may take: a busy socket is retried, and some NICs are reset.
+const START: Duration = Duration::from_secs(40);
 
 impl Router {
     /// The command line of a router on `lan` and `wan`, with these further arguments.
