@@ -212,6 +212,7 @@ fn main() {
         policy: published.policy.clone(),
         routing: published.routing.clone(),
         mailbox,
+        links: None,
     };
     let start = Instant::now();
     let facts = Facts { start, mode: "copy".into(), poll: "busy".into(), cores: vec![0] };

@@ -11,12 +11,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::control::config::{
-    self, CpuList, HostChains, InterfaceName, Layer, Masquerade, Mode, Placed, Poll, Track, Workers,
+    self, CpuList, HostChains, InterfaceName, Layer, Masquerade, Mode, NicSetup, Placed, Poll, Track, Workers,
 };
 use crate::control::startup::Failure;
 use crate::wire::Family;
 
 mod capture;
+mod cleanup;
 mod conntrack;
 mod explain;
 mod reload;
@@ -128,6 +129,13 @@ struct RunArgs {
     /// What an idle worker does: busy (looks again at once) or adaptive (sleeps) [default: busy]
     #[arg(long, value_name = "HOW")]
     poll: Option<Poll>,
+    /// Whether the interfaces are set up for the run, and given back at its end: auto (queues, RSS, offloads, interrupts), off
+    /// [default: auto]
+    #[arg(long, value_name = "HOW")]
+    nic_setup: Option<NicSetup>,
+    /// Folder for the note of what is changed on them, by which it can be undone after a crash [default: /run/xrouter]
+    #[arg(long, value_name = "DIR", value_parser = config::parse_path)]
+    state: Option<PathBuf>,
     /// Take over the conntrack settings that this machine has now (net.netfilter.nf_conntrack_*); those in the file win
     #[arg(long)]
     sysctl_from_kernel: bool,
@@ -157,6 +165,8 @@ impl RunArgs {
             mode: self.mode.map(|mode| Placed::option("--mode", mode)),
             workers: workers.or(cores),
             poll: self.poll.map(|poll| Placed::option("--poll", poll)),
+            nic_setup: self.nic_setup.map(|how| Placed::option("--nic-setup", how)),
+            state: self.state.map(|path| Placed::option("--state", path)),
             metrics: self.metrics.map(|address| Placed::option("--metrics", address)),
             control: self.control.map(|path| Placed::option("--control", path)),
             sysctl_from_kernel: self.sysctl_from_kernel.then_some(true),
@@ -190,6 +200,8 @@ enum Verb {
     Sets(sets::SetsArgs),
     /// Run captured packets through rules and connection tracking; needs no privileges
     Replay(replay::ReplayArgs),
+    /// Undo what a router that was killed has left on its interfaces
+    Cleanup(cleanup::CleanupArgs),
     /// Print the version
     Version,
 }
@@ -225,6 +237,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Reload(args)) => reload::run(&args),
         Some(Verb::Sets(args)) => sets::run(&args),
         Some(Verb::Replay(args)) => replay::run(&args),
+        Some(Verb::Cleanup(args)) => cleanup::run(&args),
         Some(Verb::Version) => version::run(),
     };
     match outcome {

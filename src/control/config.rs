@@ -19,6 +19,9 @@ mod file;
 #[cfg(test)]
 mod tests;
 
+/// Where the note of changed network cards is when nobody says otherwise.
+pub const DEFAULT_STATE: &str = "/run/xrouter";
+
 /// Where the control socket is when nobody says otherwise.
 pub const DEFAULT_CONTROL: &str = "/run/xrouter/xrouter.sock";
 
@@ -176,6 +179,41 @@ impl FromStr for HostChains {
     fn from_str(text: &str) -> Result<HostChains, String> {
         let all = [HostChains::Report, HostChains::Apply];
         all.into_iter().find(|it| it.name() == text).ok_or_else(|| "allowed: report, apply".to_owned())
+    }
+}
+
+/// Whether network cards are set up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum NicSetup {
+    /// What the run needs is set, and given back at its end.
+    #[default]
+    Auto,
+    /// They are left as they are.
+    Off,
+}
+
+impl NicSetup {
+    /// The word for it on the command line and in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            NicSetup::Auto => "auto",
+            NicSetup::Off => "off",
+        }
+    }
+}
+
+impl fmt::Display for NicSetup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for NicSetup {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NicSetup, String> {
+        let all = [NicSetup::Auto, NicSetup::Off];
+        all.into_iter().find(|it| it.name() == text).ok_or_else(|| "allowed: auto, off".to_owned())
     }
 }
 
@@ -376,8 +414,8 @@ pub fn parse_metrics(text: &str) -> Result<SocketAddr, String> {
 /// A path from its text.
 ///
 /// # Errors
-/// When it is empty, or (a control socket) longer than a socket's address may be.
-fn parse_path(text: &str) -> Result<PathBuf, String> {
+/// When it is empty, or no path can be this.
+pub fn parse_path(text: &str) -> Result<PathBuf, String> {
     match text {
         "" => Err("the path is empty; allowed: the path of a file".to_owned()),
         text if text.contains('\0') => Err("the path has a zero byte; allowed: the path of a file".to_owned()),
@@ -451,6 +489,10 @@ pub struct Layer {
     pub workers: Option<Placed<Workers>>,
     /// `poll`.
     pub poll: Option<Placed<Poll>>,
+    /// `nic_setup`.
+    pub nic_setup: Option<Placed<NicSetup>>,
+    /// `state`.
+    pub state: Option<Placed<PathBuf>>,
     /// `metrics`.
     pub metrics: Option<Placed<SocketAddr>>,
     /// `control`.
@@ -478,6 +520,8 @@ impl Layer {
             mode: self.mode.or(below.mode),
             workers: self.workers.or(below.workers),
             poll: self.poll.or(below.poll),
+            nic_setup: self.nic_setup.or(below.nic_setup),
+            state: self.state.or(below.state),
             metrics: self.metrics.or(below.metrics),
             control: self.control.or(below.control),
             sysctl_from_kernel: self.sysctl_from_kernel.or(below.sysctl_from_kernel),
@@ -532,6 +576,10 @@ pub struct Config {
     pub workers: Workers,
     /// What an idle worker does.
     pub poll: Poll,
+    /// Whether network cards are set up.
+    pub nic_setup: NicSetup,
+    /// The folder of the note of what is changed on them.
+    pub state: PathBuf,
     /// Where to serve metrics, if at all.
     pub metrics: Option<SocketAddr>,
     /// The control socket.
@@ -579,6 +627,8 @@ impl Config {
             mode: all.mode.map(|placed| placed.value).unwrap_or_default(),
             workers: all.workers.map(|placed| placed.value).unwrap_or_default(),
             poll: all.poll.map(|placed| placed.value).unwrap_or_default(),
+            nic_setup: all.nic_setup.map(|placed| placed.value).unwrap_or_default(),
+            state: all.state.map_or_else(|| PathBuf::from(DEFAULT_STATE), |placed| placed.value),
             metrics: all.metrics.map(|placed| placed.value),
             control: all.control.map_or_else(|| PathBuf::from(DEFAULT_CONTROL), |placed| placed.value),
             sysctl_from_kernel: all.sysctl_from_kernel.unwrap_or(false),

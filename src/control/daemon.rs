@@ -25,6 +25,7 @@ use super::crew;
 use super::metrics;
 use super::netlink::{self, Netlink};
 use super::nflog::NflogWriter;
+use super::nic;
 use super::reload;
 use super::sources::Sources;
 use super::startup::{self, Failure, Ready};
@@ -123,7 +124,9 @@ async fn serve(sources: Sources, config: &Config, cores: &[usize], rulesets: [Ar
     let netlink = Netlink::open([config.lan.as_str(), config.wan.as_str()])?;
     let routing = netlink.routing();
     warn_of_kernel_forwarding(&routing.load());
+    let mut cards = nic::take(config, cores)?;
     let mut edge = Edge::open(&edge_config(config, cores.len()))?;
+    let spreading = cards.attached(&edge)?.map(|rss| rss.hash());
     let mut mirror = Mirror::default();
     mirror.follow(&edge, &routing.load())?;
     let steering = edge.steering()?;
@@ -137,7 +140,7 @@ async fn serve(sources: Sources, config: &Config, cores: &[usize], rulesets: [Ar
     if let Some(told) = reload::untracked(&policy.load()) {
         tracing::info!("{told}");
     }
-    let homes = Homes::software(cores.len() as u16, startup::secret()?, "NICs are not asked yet");
+    let homes = Homes::from_nics(cores.len() as u16, startup::secret()?, &spreading);
     if cores.len() > 1 {
         tracing::info!("{homes}");
     }
@@ -216,9 +219,12 @@ async fn serve(sources: Sources, config: &Config, cores: &[usize], rulesets: [Ar
         }
     };
     startup::announce_stopping();
-    // The program first: from here on packets are the kernel's. Then the sockets, with the worker that owns them.
+    // The program first: from here on packets are the kernel's. Then the sockets, with the worker that owns them. Then the cards.
+    cards.detaching();
     edge.detach();
     let ended = crew.finish();
+    drop(edge);
+    cards.give_back();
     letters.write(&mut log, log_ports, nflog.as_mut(), start);
     outcome.and(ended)
 }

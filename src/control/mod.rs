@@ -13,6 +13,7 @@ pub mod host;
 pub mod metrics;
 pub mod netlink;
 pub mod nflog;
+pub mod nic;
 pub mod reload;
 pub mod sources;
 pub mod startup;

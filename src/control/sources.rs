@@ -120,6 +120,8 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("mode", old.mode != new.mode),
         ("workers", old.workers != new.workers),
         ("poll", old.poll != new.poll),
+        ("nic_setup", old.nic_setup != new.nic_setup),
+        ("state", old.state != new.state),
         ("nflog", old.nflog != new.nflog),
         ("metrics", old.metrics != new.metrics),
         ("control", old.control != new.control),

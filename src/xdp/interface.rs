@@ -1,35 +1,12 @@
-//! [`Interface`]: what the kernel says of a network interface, read once through `SIOCETHTOOL` and its like.
+//! [`Interface`]: what the kernel says of a network interface, read once.
 //!
 //! Everything is asked in the network namespace of the calling thread. (sysfs is not asked: it shows the namespace it was
 //! mounted in, which need not be ours.)
 
-use super::EdgeError;
+use super::{EdgeError, Ethtool, Netdev};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-
-const ETHTOOL_GDRVINFO: u32 = 0x03;
-const ETHTOOL_GCHANNELS: u32 = 0x3c;
-
-#[repr(C)]
-struct EthtoolChannels {
-    command: u32,
-    max_rx: u32,
-    max_tx: u32,
-    max_other: u32,
-    max_combined: u32,
-    rx: u32,
-    tx: u32,
-    other: u32,
-    combined: u32,
-}
-
-#[repr(C)]
-struct EthtoolDrvinfo {
-    command: u32,
-    driver: [u8; 32],
-    rest: [u8; 32 * 4 + 12 + 4 * 5],
-}
 
 /// What the kernel says of an interface at one moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,12 +23,16 @@ pub struct Interface {
     pub up: bool,
     /// Whether it is the loopback.
     pub loopback: bool,
-    /// Receive queues in use.
+    /// Receive queues in use. Attaching an XDP program may change it.
     pub rx_queues: u32,
     /// Transmit queues in use.
     pub tx_queues: u32,
     /// Its driver's name; empty when it tells none.
     pub driver: String,
+    /// Whether it takes frames for everybody (`IFF_PROMISC`).
+    pub promiscuous: bool,
+    /// Whether there is a link (`IFF_RUNNING`).
+    pub carrier: bool,
 }
 
 impl Interface {
@@ -81,7 +62,8 @@ impl Interface {
         for (to, from) in mac.iter_mut().zip(hardware.sa_data) {
             *to = from as u8;
         }
-        let (rx_queues, tx_queues) = queues(&socket, name);
+        let ethtool = Ethtool::open(name).map_err(ask)?;
+        let (rx_queues, tx_queues) = queues(&ethtool, ifindex);
         Ok(Interface {
             name: name.to_string(),
             ifindex,
@@ -91,7 +73,9 @@ impl Interface {
             loopback: flags & libc::IFF_LOOPBACK != 0,
             rx_queues,
             tx_queues,
-            driver: driver(&socket, name).unwrap_or_default(),
+            driver: ethtool.driver_info().map(|info| info.driver).unwrap_or_default(),
+            promiscuous: flags & libc::IFF_PROMISC != 0,
+            carrier: flags & libc::IFF_RUNNING != 0,
         })
     }
 }
@@ -104,7 +88,7 @@ pub fn ifindex(name: &str) -> Option<u32> {
     (index != 0).then_some(index)
 }
 
-fn control_socket() -> io::Result<OwnedFd> {
+pub(super) fn control_socket() -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -114,7 +98,7 @@ fn control_socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn ifreq(name: &str) -> Option<libc::ifreq> {
+pub(super) fn ifreq(name: &str) -> Option<libc::ifreq> {
     // SAFETY: an ifreq is plain old data; all zeroes is one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -126,55 +110,27 @@ fn ifreq(name: &str) -> Option<libc::ifreq> {
     Some(request)
 }
 
-fn ioctl(socket: &OwnedFd, number: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+/// The request's answer, which is never negative.
+pub(super) fn ioctl(socket: &OwnedFd, number: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<i32> {
     // SAFETY: every request used here reads and writes one ifreq, and what its ifru_data points to; both live through
-    // the call, and the second is of the type that the ethtool command in it names.
+    // the call, and the second is as long as the ethtool command in its first word needs.
     match unsafe { libc::ioctl(socket.as_raw_fd(), number, std::ptr::from_mut(request)) } {
-        0 => Ok(()),
+        answer @ 0.. => Ok(answer),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-fn ethtool<T>(socket: &OwnedFd, name: &str, answer: &mut T) -> io::Result<()> {
-    let mut request = ifreq(name).ok_or(io::ErrorKind::InvalidInput)?;
-    request.ifr_ifru.ifru_data = std::ptr::from_mut(answer).cast();
-    ioctl(socket, libc::SIOCETHTOOL, &mut request)
-}
-
-/// Receive and transmit queues in use. A driver that does not say has one of each (`lo`, tun without multiqueue).
-fn queues(socket: &OwnedFd, name: &str) -> (u32, u32) {
-    let mut channels = EthtoolChannels {
-        command: ETHTOOL_GCHANNELS,
-        max_rx: 0,
-        max_tx: 0,
-        max_other: 0,
-        max_combined: 0,
-        rx: 0,
-        tx: 0,
-        other: 0,
-        combined: 0,
-    };
-    match ethtool(socket, name, &mut channels) {
-        Ok(()) => ((channels.rx + channels.combined).max(1), (channels.tx + channels.combined).max(1)),
-        Err(_) => (1, 1),
-    }
-}
-
-fn driver(socket: &OwnedFd, name: &str) -> Option<String> {
-    let mut info = EthtoolDrvinfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 32 * 4 + 12 + 4 * 5] };
-    ethtool(socket, name, &mut info).ok()?;
-    let end = info.driver.iter().position(|byte| *byte == 0)?;
-    Some(String::from_utf8_lossy(&info.driver[..end]).into_owned())
+/// Receive and transmit queues in use. A driver that does not say has one of each (`lo`, tun without multiqueue). Those that
+/// receive are asked for in two ways: drivers with an XDP program may have more than they tell ethtool.
+fn queues(ethtool: &Ethtool, ifindex: u32) -> (u32, u32) {
+    let (rx, tx) = ethtool.channels().map_or((1, 1), |it| (it.receiving().max(1), it.transmitting().max(1)));
+    let real = Netdev::open().and_then(|mut netdev| netdev.rx_queues(ifindex)).map_or(0, |queues| queues.len() as u32);
+    (rx.max(real), tx)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ethtool_structures_have_the_kernels_size() {
-        assert_eq!((size_of::<EthtoolChannels>(), size_of::<EthtoolDrvinfo>()), (36, 196));
-    }
 
     #[test]
     fn loopback_is_read() {

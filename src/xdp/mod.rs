@@ -1,5 +1,8 @@
 //! The edge: AF_XDP sockets on both ports, the XDP program that steers packets to them, and the way back to the host.
 //!
+//! Beside it, for those who set up and look at network cards: what ethtool(8) asks and sets ([`Ethtool`]), what the kernel says of
+//! XDP features and queues ([`Netdev`]), and what drivers do otherwise ([`quirks`]).
+//!
 //! [`Edge::open`] does all that is needed, in this order: check the machine and the interfaces, load the program, attach
 //! it (from here on packets that may need forwarding are dropped: it fails closed), bind a socket to every receive queue,
 //! fill the rings, give the program the sockets. [`Edge::take_worker`] then hands each worker its queues and its share of
@@ -15,18 +18,29 @@
 
 mod abi;
 mod error;
+mod ethtool;
 mod interface;
+mod netdev;
 mod port;
 mod program;
 mod punt;
+pub mod quirks;
 mod socket;
 mod umem;
 
 pub use abi::{LOCAL_MAX, MAX_PUNTERS, MAX_QUEUES, PUNT_BATCH, PUNT_BYTES, Steer};
 pub use error::EdgeError;
+pub use ethtool::{
+    Channels, DriverInfo, Ethtool, FIELD_DESTINATION, FIELD_DESTINATION_PORT, FIELD_SOURCE, FIELD_SOURCE_PORT,
+    FIELDS_ADDRESSES, FIELDS_ALL, Feature, FlowType, HASH_CRC32, HASH_TOEPLITZ, HASH_XOR, HashFields, Rings, Rss,
+    RssChange, SYMMETRIC_OR_XOR, SYMMETRIC_XOR,
+};
 pub use interface::{Interface, ifindex};
+pub use netdev::{Netdev, RxQueue, XdpFeatures};
 pub use port::PortReport;
-pub use program::{Attachment, Hook, PROGRAM_NAME, Program, Steering};
+pub use program::{
+    AttachedProgram, Attachment, Hook, PROGRAM_NAME, Program, Steering, attached_program, detach_program,
+};
 pub use punt::{PuntCounters, Punter};
 pub use socket::{BusyPoll, RingFill, RingStatistics, XdpQueue};
 pub use umem::{HEADROOM, Umem};
@@ -169,8 +183,9 @@ impl Edge {
             program.set_port(port, interface.ifindex, interface.mac);
         }
         let opened = port::open(config, &interfaces, &program)?;
-        let report = opened.report(config, &interfaces);
-        let workers = opened.share(config, &interfaces, &program)?;
+        let interfaces = opened.interfaces().clone();
+        let report = opened.report(config);
+        let workers = opened.share(config, &program)?;
         Ok(Edge {
             attachments: workers.attachments,
             program,

@@ -5,6 +5,7 @@
 //! attaching resets some network cards.
 
 use super::program::{Attachment, Hook, Program};
+use super::quirks;
 use super::socket::{Binding, XdpQueue, bind_error, patiently};
 use super::umem::{HEADROOM, Owner, Umem};
 use super::{EdgeConfig, EdgeError, EdgeReport, Interface, MAX_PUNTERS, MAX_QUEUES, Mode, WorkerQueues};
@@ -86,6 +87,8 @@ pub(super) struct Opened {
     mode: Mode,
     refused: Vec<String>,
     notes: Vec<String>,
+    /// As they are with the program attached.
+    interfaces: [Interface; PortId::COUNT],
     // The order matters on drop: off the interfaces first, then the sockets, then the umem.
     attachments: Vec<Attachment>,
     queues: Vec<XdpQueue>,
@@ -119,13 +122,19 @@ pub(super) fn open(
         let hook = if *mode == Mode::Generic { Hook::Generic } else { Hook::Native };
         match attach(program, interfaces, hook, &mut attachments)? {
             Err(reason) => refused.push(format!("{mode}: {reason}")),
-            Ok(()) => match bind_all(config, interfaces, *mode)? {
-                Err(reason) => refused.push(format!("{mode}: {reason}")),
-                Ok((umem, queues, anchored)) => {
-                    let notes = Vec::new();
-                    return Ok(Opened { mode: *mode, refused, notes, attachments, queues, umem, anchored });
+            Ok(()) => {
+                // Drivers may have other queues now than before.
+                let [lan, wan] = interfaces;
+                let interfaces = [Interface::read(&lan.name)?, Interface::read(&wan.name)?];
+                check_queues(config, &interfaces)?;
+                match bind_all(config, &interfaces, *mode)? {
+                    Err(reason) => refused.push(format!("{mode}: {reason}")),
+                    Ok((umem, queues, anchored)) => {
+                        let (mode, notes) = (*mode, Vec::new());
+                        return Ok(Opened { mode, refused, notes, interfaces, attachments, queues, umem, anchored });
+                    }
                 }
-            },
+            }
         }
     }
     refused.dedup();
@@ -159,11 +168,12 @@ fn attach(
 
 fn native_refusal(interface: &Interface, error: &io::Error) -> String {
     let (name, driver) = (&interface.name, driver(interface));
+    let most = quirks::of(&interface.driver).mtu.map_or(String::new(), |mtu| format!(" (its driver takes {mtu})"));
     match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | ENOTSUPP) => format!("the driver of {name}{driver} has no native XDP"),
         Some(libc::EINVAL | libc::ERANGE | libc::EFBIG) => format!(
             "the driver of {name}{driver} refuses XDP with its present settings ({error}): \
-             its MTU of {} may be too large, or LRO or GRO-HW be on",
+             its MTU of {} may be too large{most}, or LRO or GRO-HW be on",
             interface.mtu
         ),
         Some(libc::ENOMEM | libc::ENOSPC) => {
@@ -184,10 +194,10 @@ fn bind_all(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> Result
     let frame_size = frame_size(config, interfaces, mode);
     if mode == Mode::ZeroCopy
         && frame_size < 4096
-        && let Some(igb) = interfaces.iter().find(|interface| interface.driver == "igb")
+        && let Some(cuts) = interfaces.iter().find(|interface| quirks::of(&interface.driver).large_frames)
     {
-        let name = &igb.name;
-        return Ok(Err(format!("the driver of {name} (igb) cuts packets in two with frames of {frame_size} bytes")));
+        let (name, driver) = (&cuts.name, driver(cuts));
+        return Ok(Err(format!("the driver of {name}{driver} cuts packets in two with frames of {frame_size} bytes")));
     }
     let sockets: u32 = interfaces.iter().map(|interface| interface.rx_queues).sum();
     // Whole huge pages, whether there are any or not.
@@ -246,11 +256,11 @@ fn is_refusal(error: &io::Error) -> bool {
 
 fn zero_copy_refusal(interface: &Interface, error: &io::Error) -> String {
     let (name, driver) = (&interface.name, driver(interface));
-    match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP | ENOTSUPP) => format!("the driver of {name}{driver} has no zero-copy"),
-        Some(libc::EINVAL) if interface.driver == "virtio_net" => format!(
-            "the driver of {name}{driver} has no zero-copy on this device: it needs a virtual IOMMU (iommu_platform=on)"
-        ),
+    match (error.raw_os_error(), quirks::of(&interface.driver).zero_copy_needs) {
+        (Some(libc::EOPNOTSUPP | ENOTSUPP), _) => format!("the driver of {name}{driver} has no zero-copy"),
+        (Some(libc::EINVAL), Some(needs)) => {
+            format!("the driver of {name}{driver} has no zero-copy on this device: it needs {needs}")
+        }
         _ => format!("the driver of {name}{driver} refuses zero-copy: {error}"),
     }
 }
@@ -261,7 +271,8 @@ fn frame_size(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> u32 
         return config.frame_size;
     }
     let needs_more = |interface: &Interface| {
-        interface.mtu + LAYER2 > 2048 - HEADROOM as u32 || mode == Mode::ZeroCopy && interface.driver == "igb"
+        interface.mtu + LAYER2 > 2048 - HEADROOM as u32
+            || mode == Mode::ZeroCopy && quirks::of(&interface.driver).large_frames
     };
     if interfaces.iter().any(needs_more) { 4096 } else { 2048 }
 }
@@ -286,7 +297,13 @@ fn frames(config: &EdgeConfig, sockets: u32) -> Result<u32, EdgeError> {
 }
 
 impl Opened {
-    pub(super) fn report(&self, config: &EdgeConfig, interfaces: &[Interface; PortId::COUNT]) -> EdgeReport {
+    /// The interfaces, as they are with the program attached.
+    pub(super) fn interfaces(&self) -> &[Interface; PortId::COUNT] {
+        &self.interfaces
+    }
+
+    pub(super) fn report(&self, config: &EdgeConfig) -> EdgeReport {
+        let interfaces = &self.interfaces;
         let mut notes = self.notes.clone();
         let room = self.umem.frame_size() - HEADROOM;
         for interface in interfaces {
@@ -327,19 +344,14 @@ impl Opened {
     }
 
     /// Shares queues and frames among the workers, fills the rings and gives the program the sockets: packets move.
-    pub(super) fn share(
-        self,
-        config: &EdgeConfig,
-        interfaces: &[Interface; PortId::COUNT],
-        program: &Program,
-    ) -> Result<Shared, EdgeError> {
+    pub(super) fn share(self, config: &EdgeConfig, program: &Program) -> Result<Shared, EdgeError> {
         let mut workers: Vec<WorkerQueues> = (0..config.workers)
             .map(|_| WorkerQueues { ports: [Vec::new(), Vec::new()], pool: FramePool::new() })
             .collect();
-        let sockets: u32 = interfaces.iter().map(|interface| interface.rx_queues).sum();
+        let sockets = self.queues.len();
         let mut frames = self.umem.tokens().into_iter();
         // A worker's share is by its sockets: with 3 queues and 2 workers, one has twice as many.
-        let each = frames.len() / sockets as usize;
+        let each = frames.len() / sockets;
         for queue in self.queues {
             let worker = &mut workers[queue.queue() as usize % config.workers];
             frames.by_ref().take(each).for_each(|frame| worker.pool.put(frame));

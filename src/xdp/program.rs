@@ -285,6 +285,35 @@ impl Drop for Attachment {
     }
 }
 
+/// An XDP program on an interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttachedProgram {
+    /// Its id, as `bpftool prog` shows it.
+    pub id: u32,
+    /// Its name, when it could be read.
+    pub name: Option<String>,
+}
+
+/// The XDP program on the interface with this index, if there is one.
+pub fn attached_program(ifindex: u32) -> Option<AttachedProgram> {
+    attached(ifindex).map(|id| AttachedProgram { id, name: program_name(id) })
+}
+
+/// Takes whatever XDP program there is off an interface.
+///
+/// # Errors
+/// The kernel's: `EBUSY` when a process that lives holds it there.
+pub fn detach_program(ifindex: u32) -> io::Result<()> {
+    for hook in [Hook::Native, Hook::Generic] {
+        // SAFETY: no options are passed.
+        let result = unsafe { libbpf_sys::bpf_xdp_detach(ifindex as i32, hook.flags(), std::ptr::null()) };
+        if result < 0 {
+            return Err(io::Error::from_raw_os_error(-result));
+        }
+    }
+    Ok(())
+}
+
 /// The id of the XDP program attached to an interface, in whichever way.
 fn attached(ifindex: u32) -> Option<u32> {
     let mut id = 0;

@@ -25,6 +25,8 @@ pub(super) const TOP: &[&str] = &[
     "workers",
     "cores",
     "poll",
+    "nic_setup",
+    "state",
     "metrics",
     "control",
     "sysctl_from_kernel",
@@ -80,6 +82,8 @@ fn entry(layer: &mut Layer, key: &Spanned<impl AsRef<str>>, value: &Spanned<DeVa
         "track" => layer.track = parsed(name, value, errors),
         "mode" => layer.mode = parsed(name, value, errors),
         "poll" => layer.poll = parsed(name, value, errors),
+        "nic_setup" => layer.nic_setup = parsed(name, value, errors),
+        "state" => layer.state = text(name, value, errors, super::parse_path),
         "metrics" => layer.metrics = text(name, value, errors, super::parse_metrics),
         "control" => layer.control = text::<PathBuf>(name, value, errors, super::parse_socket_path),
         "workers" | "cores" => {
