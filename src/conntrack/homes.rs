@@ -13,7 +13,7 @@
 //! takes no new one away. What helpers expect is published for all to read ([`Published`]): a lock, taken for first packets
 //! only, while something is expected by another worker.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hashbrown::HashMap;
@@ -78,6 +78,24 @@ struct Place {
     expected: RwLock<Vec<(Tuple, SourceMask)>>,
 }
 
+/// Whether NICs bring packets where [`Steering`] says that they do: the first [`Arrivals::LOOKED_AT`] of each worker that began
+/// a flow are looked at.
+#[derive(Debug, Default)]
+pub struct Arrivals {
+    at_home: AtomicU64,
+    astray: AtomicU64,
+}
+
+impl Arrivals {
+    /// First packets of flows that each worker looks at.
+    pub const LOOKED_AT: u32 = 256;
+
+    /// Packets that arrived at the worker that is their home, and at others, so far.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.at_home.load(Ordering::Relaxed), self.astray.load(Ordering::Relaxed))
+    }
+}
+
 /// One worker's way to another's letter box, and that one's to here.
 #[derive(Debug)]
 struct Post {
@@ -108,6 +126,11 @@ pub struct Homes {
     strict: bool,
     /// How the packet in hand came.
     arrival: Sent,
+    /// Whether it came by a port.
+    by_port: bool,
+    arrivals: Arc<Arrivals>,
+    /// Arrivals still to be looked at.
+    to_look_at: u32,
     asked_for_room: bool,
 }
 
@@ -129,6 +152,7 @@ impl Homes {
         }
         let published = Arc::new(Published { places: (0..workers).map(|_| Place::default()).collect() });
         let (total, roster) = (Arc::new(AtomicUsize::new(0)), Arc::<Roster>::default());
+        let arrivals = Arc::<Arrivals>::default();
         let pairs = outgoing.into_iter().zip(incoming).enumerate();
         let one = |(me, (out, inward)): (usize, (Vec<_>, Vec<_>))| Homes {
             me: me as u16,
@@ -151,6 +175,9 @@ impl Homes {
             roster: roster.clone(),
             strict: false,
             arrival: Sent::Here,
+            by_port: true,
+            arrivals: arrivals.clone(),
+            to_look_at: if matches!(**steering, Steering::Nic(_)) { Arrivals::LOOKED_AT } else { 0 },
             asked_for_room: false,
         };
         pairs.map(one).collect()
@@ -188,8 +215,20 @@ impl Homes {
         self.strict = strict;
     }
 
-    pub(super) fn set_arrival(&mut self, arrival: Sent) {
-        self.arrival = arrival;
+    pub(super) fn set_arrival(&mut self, arrival: Sent, by_port: bool) {
+        (self.arrival, self.by_port) = (arrival, by_port);
+    }
+
+    /// What is seen of whether packets arrive at their homes; of all workers.
+    pub fn arrivals(&self) -> Arc<Arrivals> {
+        self.arrivals.clone()
+    }
+
+    #[cold]
+    fn look_at_arrival(&mut self, at_home: bool) {
+        self.to_look_at -= 1;
+        let counter = if at_home { &self.arrivals.at_home } else { &self.arrivals.astray };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whom a packet with this tuple, of no connection in the own table, is to be given to. `None`: it is ours.
@@ -198,6 +237,9 @@ impl Homes {
         match self.arrival {
             Sent::Here => {
                 let home = self.home(tuple);
+                if self.to_look_at > 0 && self.by_port {
+                    self.look_at_arrival(home == self.me);
+                }
                 if home != self.me {
                     return Some((home, Sent::Here));
                 }

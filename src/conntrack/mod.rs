@@ -45,7 +45,7 @@ pub use expect::{Expectation, Expectations, Follow, MasterId, SourceMask, Unexpe
 pub use expected::{ExpectTuple, ExpectView};
 pub use filter::{ConnFilter, Masked, NatFilter, Network, TupleFilter};
 pub use helper::{Helper, Policy, REFUSED as REFUSED_HELPERS};
-pub use homes::{Homes, Sent};
+pub use homes::{Arrivals, Homes, Sent};
 pub use list::{ConnView, Counter, StateView, TupleView, protocol_name};
 pub use seqadj::SeqAdjust;
 pub use settings::Settings;

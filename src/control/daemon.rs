@@ -140,13 +140,14 @@ async fn serve(sources: Sources, config: &Config, cores: &[usize], rulesets: [Ar
     if let Some(told) = reload::untracked(&policy.load()) {
         tracing::info!("{told}");
     }
-    let homes = Homes::from_nics(cores.len() as u16, startup::secret()?, &spreading);
+    let secret = startup::secret()?;
+    let homes = Homes::from_nics(cores.len() as u16, secret, &spreading);
     if cores.len() > 1 {
         tracing::info!("{homes}");
     }
     let mut built = crew::build(&settings, homes, &mut edge, &policy, &routing)?;
     let (lines, mut letters) = Letters::of(std::mem::take(&mut built.handles));
-    let walls = std::mem::take(&mut built.walls);
+    let (walls, mut verification) = (std::mem::take(&mut built.walls), built.verification.take());
     let facts = facts(config, cores, &edge);
     let start = facts.start;
     set_walls(&walls, start);
@@ -203,9 +204,14 @@ async fn serve(sources: Sources, config: &Config, cores: &[usize], rulesets: [Ar
                 // A full channel is no loss: whoever still waits asks again within a second.
                 let _ = ask.try_send(netlink::Request::Resolve(wanted.port, wanted.next_hop));
             }
-            _ = watch_tick.tick() => if let Err(failure) = crew.look() {
-                break Err(failure);
-            },
+            _ = watch_tick.tick() => {
+                if let Some(verification) = &mut verification {
+                    verification.look();
+                }
+                if let Err(failure) = crew.look() {
+                    break Err(failure);
+                }
+            }
             _ = use_tick.tick() => keep_neighbours(&routing.load(), &ask, &mut round),
             _ = wall_tick.tick() => set_walls(&walls, start),
             _ = log_tick.tick() => {

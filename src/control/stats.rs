@@ -314,7 +314,8 @@ impl ConntrackReport {
 
     fn add(&mut self, other: &ConntrackReport) {
         self.entries += other.entries;
-        self.limit += other.limit;
+        // It is all workers' together.
+        self.limit = self.limit.max(other.limit);
         self.found += other.found;
         self.invalid += other.invalid;
         self.insert += other.insert;

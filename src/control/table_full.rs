@@ -87,7 +87,7 @@ impl Pressure {
             refused: refused - self.refused,
             gave_way: gave_way - self.gave_way,
             entries: counts.iter().map(|it| it.entries).sum(),
-            limit: counts.iter().map(|it| it.limit).sum(),
+            limit: counts.iter().map(|it| it.limit).max().unwrap_or(0),
         };
         *self = Pressure { refused, gave_way, said_at: Some(now) };
         Some(news)

@@ -142,7 +142,7 @@ pub fn process(
     effects: &mut Effects,
 ) {
     shard.follow(policy, routing);
-    shard.conntrack.set_arrival(batch.sent);
+    shard.conntrack.set_arrival(batch.sent, !batch.given);
     let mut places = std::mem::take(&mut shard.work);
     if places.len() < batch.len() {
         places.resize(batch.len(), Work::BLANK);

@@ -129,9 +129,13 @@ fn renewed_at(conn: &Conn, settings: &Settings) -> Instant {
 }
 
 impl Conntrack {
-    /// Connections the table may hold: `nf_conntrack_max`, at most [`Conntrack::capacity`].
+    /// Connections the table may hold: `nf_conntrack_max`, at most [`Conntrack::capacity`]; of several workers, the tables of all
+    /// together.
     pub fn limit(&self) -> usize {
-        self.settings.max.min(self.table.capacity())
+        match self.homes {
+            None => self.settings.max.min(self.table.capacity()),
+            Some(_) => self.settings.max,
+        }
     }
 
     /// Whether a new connection finds no room: all workers together have as many as there may be, or the own table is full.
@@ -227,7 +231,7 @@ impl Conntrack {
         let content = self.limit() / 100 * RELIEVED_PERCENT;
         for looked in 0..budget {
             let at = start + looked;
-            if at == self.table.capacity() || self.table.len() <= content {
+            if at == self.table.capacity() || self.total() <= content {
                 self.relief = None;
                 return looked;
             }

@@ -51,11 +51,11 @@ impl Conntrack {
         self.homes.as_ref().map_or((0, 0), |homes| homes.counts())
     }
 
-    /// How the packets that follow have come here.
+    /// How the packets that follow have come here; `by_port`: not from another worker.
     #[inline]
-    pub fn set_arrival(&mut self, arrival: Sent) {
+    pub fn set_arrival(&mut self, arrival: Sent, by_port: bool) {
         if let Some(homes) = &mut self.homes {
-            homes.set_arrival(arrival);
+            homes.set_arrival(arrival, by_port);
         }
     }
 
@@ -174,7 +174,7 @@ impl Conntrack {
         let Emigrant { record, counter, extra, info, serial } = *emigrant;
         self.forget_prepared();
         self.victim = None;
-        self.set_arrival(Sent::ToOwner(serial));
+        self.set_arrival(Sent::ToOwner(serial), false);
         if self.is_full() {
             self.victim = self.find_room(now)?;
         }
