@@ -59,7 +59,7 @@ fn queues(driver: &str) -> usize {
 fn workers(driver: &str) -> String {
     match queues(driver) {
         1 => "1".to_owned(),
-        _ => env::var("XROUTER_ZC_WORKERS").unwrap_or("1".to_owned()),
+        _ => env::var("XROUTER_ZC_WORKERS").unwrap_or("2".to_owned()),
     }
 }
 
