@@ -67,6 +67,7 @@ fn two_workers_share_the_work_and_hand_over_what_is_not_theirs() {
     let sum = sha256(&net.file("web/file"));
     let router = router(&net, &[]);
     assert!(router.said().contains("cores=") && router.said().contains("queues=4"), "{}", router.said());
+    assert!(net.pings(Place::Lan, "10.2.0.2") && net.pings(Place::Lan, "fd02::2"));
     for at in 0..8 {
         let host = if at % 2 == 0 { "10.2.0.2" } else { "[fd02::2]" };
         let into = net.file("copy");

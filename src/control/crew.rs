@@ -155,7 +155,7 @@ pub fn build(
             let (words, by_nic) = (steering.to_string(), matches!(steering, Steering::Nic(_)));
             let homes = Homes::of_all(&Arc::new(steering), Shard::capacity_among(settings.max, count));
             let arrivals = homes[0].arrivals();
-            verification = by_nic.then(|| Verification { arrivals, steering: words, said: false });
+            verification = by_nic.then_some(Verification { arrivals, steering: words, said: false });
             Shard::among(settings, secret, &policy.load(), homes)
         }
     };
