@@ -20,6 +20,8 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
 
 /// Descriptors moved between a ring and us at a time.
 const CHUNK: usize = 64;
+/// Kicks in a row that send nothing of what waits, until it is tried without preferred busy polling, or with it again.
+const KICKS_IN_VAIN: u32 = 64;
 /// Kicks in one call, while the kernel says that it could send more: some send only 32 frames a call.
 const KICKS: usize = 8;
 
@@ -102,8 +104,13 @@ pub struct XdpQueue {
     number: u16,
     name: String,
     lent: RingFill,
+    tx_size: u32,
     zero_copy: bool,
     busy_poll: bool,
+    /// Whether busy polling is preferred just now: see [`XdpQueue::change_preference`].
+    preferred: bool,
+    /// Kicks that sent nothing, since one did.
+    in_vain: u32,
     gone: bool,
     wakeups: u64,
 }
@@ -132,6 +139,7 @@ impl XdpQueue {
         // Newer kernels send more than 32 frames a call when told to; older ones are kicked several times instead.
         let _ = set_option(fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, binding.tx_size);
         let busy_poll = binding.busy_poll.is_some_and(|busy_poll| set_busy_poll(fd, busy_poll));
+        let zero_copy = get_option(fd, SOL_XDP, XDP_OPTIONS).is_ok_and(|flags| flags & XDP_OPTIONS_ZEROCOPY != 0);
         Ok(XdpQueue {
             rx,
             tx,
@@ -144,8 +152,11 @@ impl XdpQueue {
             number: binding.number,
             name: binding.name.to_string(),
             lent: RingFill::default(),
-            zero_copy: get_option(fd, SOL_XDP, XDP_OPTIONS).is_ok_and(|flags| flags & XDP_OPTIONS_ZEROCOPY != 0),
+            tx_size: binding.tx_size,
+            zero_copy,
             busy_poll,
+            preferred: busy_poll,
+            in_vain: 0,
             gone: false,
             wakeups: 0,
         })
@@ -228,6 +239,37 @@ impl XdpQueue {
 
     /// Has the kernel send what is in the transmit ring.
     fn kick_transmit(&mut self) -> io::Result<()> {
+        if !(self.busy_poll && self.zero_copy) {
+            return self.send();
+        }
+        let waiting = self.unsent();
+        self.send()?;
+        let still = self.unsent();
+        self.in_vain = if still > 0 && still == waiting { self.in_vain + 1 } else { 0 };
+        if self.in_vain >= KICKS_IN_VAIN {
+            self.in_vain = 0;
+            self.change_preference();
+        }
+        Ok(())
+    }
+
+    /// Frames in the transmit ring that the kernel has not taken.
+    fn unsent(&mut self) -> u32 {
+        self.tx_size - self.tx.nb_free(self.tx_size).min(self.tx_size)
+    }
+
+    /// In zero-copy mode, with busy polling preferred, the kernel's sendmsg polls the receiving side and leaves it at that
+    /// (`xsk_no_wakeup`): it relies on drivers that send from the same NAPI. virtio_net does not, nor igb unless it pairs its
+    /// queues, and there nothing would ever leave. So where frames go on waiting the preference is taken back: the socket still polls,
+    /// and wakes the driver too. (If this does not help either, a link may be down: then the next call asks for it again.)
+    fn change_preference(&mut self) {
+        let wanted = !self.preferred;
+        if set_option(self.fd(), libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, u32::from(wanted)).is_ok() {
+            self.preferred = wanted;
+        }
+    }
+
+    fn send(&mut self) -> io::Result<()> {
         for _ in 0..KICKS {
             self.wakeups += 1;
             // SAFETY: an empty message; no memory is passed.
