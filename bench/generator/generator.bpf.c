@@ -15,14 +15,15 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 #define FLOWS_PER_ADDRESS 32768u
 
-/* main.rs writes these bytes; all in the order of the wire except where said. */
+/* source.rs writes these bytes; all in the order of the wire except where said. */
 struct generator_config {
 	__u8 to[ETH_ALEN];
 	__u8 from[ETH_ALEN];
 	__be32 saddr; /* of flow 0 */
 	__be32 daddr;
-	__u32 flows;  /* host order */
-	__u32 length; /* of the IP packet, host order */
+	__u32 first;  /* flow, host order */
+	__u32 flows;  /* how many, host order */
+	__u32 random; /* not 0: ports as RFC 4814 section 4.5 has them */
 };
 
 struct generator_config generator_config SEC(".data.config");
@@ -35,6 +36,16 @@ static __always_inline __u16 fold(__u32 sum)
 	return ~sum;
 }
 
+/* The finaliser of MurmurHash3. */
+static __always_inline __u32 scatter(__u32 n)
+{
+	n ^= n >> 16;
+	n *= 0x85ebca6bu;
+	n ^= n >> 13;
+	n *= 0xc2b2ae35u;
+	return n ^ n >> 16;
+}
+
 SEC("xdp")
 int xrouter_gen(struct xdp_md *ctx)
 {
@@ -42,19 +53,27 @@ int xrouter_gen(struct xdp_md *ctx)
 	struct ethhdr *eth = data;
 	struct iphdr *ip = (void *)(eth + 1);
 	struct udphdr *udp = (void *)(ip + 1);
-	__u32 flow = generator_next, sum = 0;
+	__u32 flow = generator_next, sum = 0, sport, dport = 9;
+	__u32 length = (__u32)(end - data) - sizeof(*eth);
 	__u16 *word = (void *)ip;
 
 	if ((void *)(udp + 1) > end)
 		return XDP_DROP;
 	generator_next = flow + 1 < generator_config.flows ? flow + 1 : 0;
+	flow += generator_config.first;
+	sport = flow % FLOWS_PER_ADDRESS;
+	if (generator_config.random) {
+		/* An odd factor: every source port once for each address, in no order. */
+		sport = sport * 20021 % FLOWS_PER_ADDRESS;
+		dport = 1 + scatter(flow) % 49151;
+	}
 	__builtin_memcpy(eth->h_dest, generator_config.to, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, generator_config.from, ETH_ALEN);
 	eth->h_proto = bpf_htons(ETH_P_IP);
 	ip->version = 4;
 	ip->ihl = 5;
 	ip->tos = 0;
-	ip->tot_len = bpf_htons(generator_config.length);
+	ip->tot_len = bpf_htons(length);
 	ip->id = 0;
 	ip->frag_off = bpf_htons(0x4000);
 	ip->ttl = 64;
@@ -66,9 +85,9 @@ int xrouter_gen(struct xdp_md *ctx)
 	for (int i = 0; i < 10; i++)
 		sum += word[i];
 	ip->check = fold(sum);
-	udp->source = bpf_htons(1024 + flow % FLOWS_PER_ADDRESS);
-	udp->dest = bpf_htons(9);
-	udp->len = bpf_htons(generator_config.length - sizeof(*ip));
+	udp->source = bpf_htons(1024 + sport);
+	udp->dest = bpf_htons(dport);
+	udp->len = bpf_htons(length - sizeof(*ip));
 	udp->check = 0;
 	return XDP_TX;
 }

@@ -1,0 +1,1 @@
+"""A stand-in for TRex in tests; see test_rig.py."""
