@@ -260,9 +260,14 @@ impl Program {
         self.child.try_wait().expect("a child of ours").is_none()
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        let pid = Pid::from_raw(i32::try_from(self.id()).expect("a process id"));
         kill(pid, signal).expect("a child of ours");
     }
 
