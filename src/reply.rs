@@ -334,7 +334,8 @@ impl Limiter {
             *slot = Slot { host, saved_ns: Limiter::BURST * interval, stamp: now, used: true };
         }
         slot.saved_ns = (slot.saved_ns + (now - slot.stamp)).min(Limiter::BURST * interval);
-        slot.stamp = now;
+        // Workers' clocks may be a little apart.
+        slot.stamp = slot.stamp.max(now);
         if slot.saved_ns < interval {
             return false;
         }

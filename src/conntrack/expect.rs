@@ -10,6 +10,7 @@
 //! first. What has timed out is met by no search; [`Expectations::expire`] collects it.
 
 use super::helper::{Helper, Policy};
+use super::homes::Others;
 use super::tuple::{Direction, Tuple};
 use crate::time::{Instant, SECOND_NS};
 use crate::wire::Addr;
@@ -96,9 +97,13 @@ impl Expectation {
 
     /// Whether one packet could be met by both (`expect_clash`).
     fn clashes_with(&self, other: &Expectation) -> bool {
-        let both =
-            SourceMask { address: self.mask.address.and(other.mask.address), port: self.mask.port & other.mask.port };
-        same_destination(&self.tuple, &other.tuple) && same_source(&self.tuple, &other.tuple, both)
+        self.clashes_with_one_of(&other.tuple, other.mask)
+    }
+
+    /// The same with another worker's.
+    pub(super) fn clashes_with_one_of(&self, tuple: &Tuple, mask: SourceMask) -> bool {
+        let both = SourceMask { address: self.mask.address.and(mask.address), port: self.mask.port & mask.port };
+        same_destination(&self.tuple, tuple) && same_source(&self.tuple, tuple, both)
     }
 }
 
@@ -154,6 +159,8 @@ pub struct Expectations {
     found_earliest: Option<Instant>,
     created: u64,
     deleted: u64,
+    /// What other workers expect.
+    others: Option<Others>,
 }
 
 impl Expectations {
@@ -173,7 +180,13 @@ impl Expectations {
             found_earliest: None,
             created: 0,
             deleted: 0,
+            others: None,
         }
+    }
+
+    /// From now on nothing is expected that another worker expects as well.
+    pub(super) fn set_others(&mut self, others: Others) {
+        self.others = Some(others);
     }
 
     /// Another `nf_conntrack_expect_max`. What is there stays.
@@ -240,6 +253,9 @@ impl Expectations {
 
     /// Whether `new` goes with those there are (`__nf_ct_expect_check`). The same one ends.
     fn check(&mut self, new: &Expectation, now: Instant) -> Result<(), Unexpected> {
+        if self.others.as_ref().is_some_and(|others| others.clash_with(new)) {
+            return Err(Unexpected::Busy);
+        }
         let mut slot = self.buckets[self.bucket(&new.tuple)];
         while let Some(old) = self.at(slot) {
             let here = slot;

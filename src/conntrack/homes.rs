@@ -13,7 +13,7 @@
 //! takes no new one away. What helpers expect is published for all to read ([`Published`]): a lock, taken for first packets
 //! only, while something is expected by another worker.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hashbrown::HashMap;
@@ -55,8 +55,6 @@ pub(super) enum Letter {
         /// The signpost's number.
         serial: u32,
     },
-    /// There are as many connections as may be, and the sender has none that could go for a new one.
-    MakeRoom,
 }
 
 /// Who has a tuple's connection.
@@ -74,8 +72,28 @@ pub(super) struct Published {
 
 #[derive(Debug, Default)]
 struct Place {
+    /// Others have found no room, and no connection of theirs that could go.
+    asked_for_room: AtomicBool,
     count: AtomicUsize,
     expected: RwLock<Vec<(Tuple, SourceMask)>>,
+}
+
+/// What all workers but one expect.
+#[derive(Debug)]
+pub(super) struct Others {
+    me: u16,
+    published: Arc<Published>,
+}
+
+impl Others {
+    /// Whether a packet could be met by this one and by one of theirs.
+    pub(super) fn clash_with(&self, new: &Expectation) -> bool {
+        let others = self.published.places.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me));
+        others.filter(|(_, place)| place.count.load(Ordering::Acquire) > 0).any(|(_, place)| {
+            let list = place.expected.read().unwrap_or_else(PoisonError::into_inner);
+            list.iter().any(|(tuple, mask)| new.clashes_with_one_of(tuple, *mask))
+        })
+    }
 }
 
 /// Whether NICs bring packets where [`Steering`] says that they do: the first [`Arrivals::LOOKED_AT`] of each worker that began
@@ -131,7 +149,6 @@ pub struct Homes {
     arrivals: Arc<Arrivals>,
     /// Arrivals still to be looked at.
     to_look_at: u32,
-    asked_for_room: bool,
 }
 
 impl Homes {
@@ -167,7 +184,7 @@ impl Homes {
                 .collect(),
             signposts: HashMap::with_capacity(capacity.min(1 << 20)),
             most_signposts: 2 * capacity,
-            abroad: HashMap::new(),
+            abroad: HashMap::with_capacity(capacity.min(1 << 18)),
             serial: me as u32,
             published: published.clone(),
             published_counts: (0, 0),
@@ -178,9 +195,13 @@ impl Homes {
             by_port: true,
             arrivals: arrivals.clone(),
             to_look_at: if matches!(**steering, Steering::Nic(_)) { Arrivals::LOOKED_AT } else { 0 },
-            asked_for_room: false,
         };
         pairs.map(one).collect()
+    }
+
+    /// What the others expect.
+    pub(super) fn others(&self) -> Others {
+        Others { me: self.me, published: self.published.clone() }
     }
 
     /// The worker.
@@ -200,6 +221,17 @@ impl Homes {
         self.steering.home(&Flow { src, dst, sport, dport, proto, family })
     }
 
+    /// Whom a packet with this tuple goes to first though its connection is here, so that all of its flow take the same way: where
+    /// packets come from any queue, to its home.
+    #[inline]
+    pub(super) fn detour(&self, tuple: &Tuple) -> Option<u16> {
+        if !self.by_port || !matches!(*self.steering, Steering::Software(_)) {
+            return None;
+        }
+        let home = self.home(tuple);
+        (home != self.me).then_some(home)
+    }
+
     /// Whether the home of a tuple is another worker.
     #[inline]
     pub(super) fn is_foreign(&self, tuple: &Tuple) -> bool {
@@ -217,6 +249,10 @@ impl Homes {
 
     pub(super) fn set_arrival(&mut self, arrival: Sent, by_port: bool) {
         (self.arrival, self.by_port) = (arrival, by_port);
+    }
+
+    pub(super) fn is_by_signpost(&self) -> bool {
+        matches!(self.arrival, Sent::ToOwner(_))
     }
 
     /// What is seen of whether packets arrive at their homes; of all workers.
@@ -262,12 +298,24 @@ impl Homes {
                 (!ours).then(|| (self.home(tuple), Sent::Back(serial)))
             }
             Sent::Back(serial) => {
-                if self.signposts.get(&key).is_some_and(|post| post.serial == serial) {
-                    self.signposts.remove(&key);
+                self.read_letters();
+                match self.signposts.get(&key) {
+                    Some(post) if post.serial == serial => {
+                        self.signposts.remove(&key);
+                        None
+                    }
+                    // There is a newer connection; each such turn needs one more.
+                    Some(Signpost { owner, serial }) => Some((*owner, Sent::ToOwner(*serial))),
+                    None => None,
                 }
-                None
             }
         }
+    }
+
+    /// Whether another worker has a connection with this tuple, whose home is here.
+    #[inline]
+    pub(super) fn is_posted(&self, tuple: &Tuple) -> bool {
+        !self.signposts.is_empty() && self.signposts.contains_key(&key(tuple))
     }
 
     /// Sets up a signpost here. `None`: there is no room.
@@ -347,14 +395,14 @@ impl Homes {
 
     /// All others are to let a connection go, if they can.
     pub(super) fn ask_for_room(&mut self) {
-        for to in 0..self.posts.len() as u16 {
-            self.send(to, Letter::MakeRoom);
-        }
+        let others = self.published.places.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me));
+        others.for_each(|(_, place)| place.asked_for_room.store(true, Ordering::Relaxed));
     }
 
     /// Whether another worker has asked for room since this was last called.
-    pub(super) fn is_asked_for_room(&mut self) -> bool {
-        std::mem::take(&mut self.asked_for_room)
+    pub(super) fn is_asked_for_room(&self) -> bool {
+        let asked = &self.published.places[usize::from(self.me)].asked_for_room;
+        asked.load(Ordering::Relaxed) && asked.swap(false, Ordering::Relaxed)
     }
 
     fn send(&mut self, to: u16, letter: Letter) {
@@ -389,7 +437,6 @@ impl Homes {
                     Letter::Post { tuple, serial } => {
                         self.signposts.insert(tuple, Signpost { owner: from as u16, serial });
                     }
-                    Letter::MakeRoom => self.asked_for_room = true,
                     Letter::Unpost { tuple, serial } => {
                         let post = Signpost { owner: from as u16, serial };
                         if self.signposts.get(&tuple) == Some(&post) {
@@ -431,10 +478,10 @@ impl Homes {
     }
 }
 
-/// As [`Expectation::is_met_by`], whatever the zone, and of GRE whatever the keys.
+/// As [`Expectation::is_met_by`], whatever the zone, and of GRE whatever the source's key.
 fn is_met_by(expected: &Tuple, mask: SourceMask, tuple: &Tuple) -> bool {
     let is_gre = tuple.proto == proto::GRE;
-    let ports = is_gre || expected.dport == tuple.dport && (expected.sport ^ tuple.sport) & mask.port == 0;
+    let ports = expected.dport == tuple.dport && (is_gre || (expected.sport ^ tuple.sport) & mask.port == 0);
     (expected.proto, expected.family, expected.dst) == (tuple.proto, tuple.family, tuple.dst)
         && ports
         && expected.src.and(mask.address) == tuple.src.and(mask.address)
@@ -443,7 +490,7 @@ fn is_met_by(expected: &Tuple, mask: SourceMask, tuple: &Tuple) -> bool {
 /// What a signpost is found by: the tuple as any packet shows it, so without zone and without what only a helper knows.
 fn key(tuple: &Tuple) -> Tuple {
     match tuple.proto {
-        proto::GRE => Tuple { zone: 0, sport: 0, dport: 0, ..*tuple },
+        proto::GRE => Tuple { zone: 0, sport: 0, ..*tuple },
         _ => Tuple { zone: 0, ..*tuple },
     }
 }

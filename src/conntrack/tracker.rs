@@ -164,7 +164,10 @@ impl Conntrack {
     /// # Panics
     /// As [`Conntrack::new`].
     pub fn among(settings: Settings, capacity: usize, secret: [u64; 2], homes: Homes) -> Conntrack {
-        Conntrack { homes: Some(Box::new(homes)), ..Conntrack::with_room(settings, capacity, secret) }
+        let mut tracker = Conntrack::with_room(settings, capacity, secret);
+        tracker.expectations.set_others(homes.others());
+        tracker.homes = Some(Box::new(homes));
+        tracker
     }
 
     fn with_room(settings: Settings, capacity: usize, secret: [u64; 2]) -> Conntrack {
@@ -403,8 +406,16 @@ impl Conntrack {
                 _ => self.lookup_of(&tuple, direction, now),
             };
             if let Some((id, _)) = taken {
-                self.leave_roster(&new);
+                if self.table.tuple(id, Direction::Original) != new.tuple(Direction::Original) {
+                    self.leave_roster(&new);
+                }
                 return self.resolve_clash(&new, id);
+            }
+            let posted =
+                direction == Direction::Reply && self.homes.as_ref().is_some_and(|homes| homes.is_posted(&tuple));
+            if posted {
+                self.leave_roster(&new);
+                return self.refuse_new(DropReason::ConntrackClash);
             }
         }
         if let Some(victim) = self.victim.take() {
@@ -446,8 +457,9 @@ impl Conntrack {
     fn resolve_clash(&mut self, new: &Prepared, winner: ConnId) -> Result<(), DropReason> {
         let conn = &new.conn;
         let retransmits = matches!(conn.proto, proto::TCP | proto::SCTP | proto::ICMP | proto::ICMPV6);
-        let (here, there) = (new.tuple(Direction::Original), self.table.tuple(winner, Direction::Original));
-        if !retransmits && (there, self.table.get(winner).zone()) == (here, conn.zone()) {
+        let same = |way| new.tuple(way) == self.table.tuple(winner, way);
+        let same = same(Direction::Original) && same(Direction::Reply) && self.table.get(winner).zone() == conn.zone();
+        if !retransmits && same {
             self.statistics.clash_resolve += 1;
             let count = self.prepared_counter;
             if conn.flags & Conn::COUNTED != 0
@@ -739,6 +751,7 @@ impl Conntrack {
             Direction::Original if conn.status.any(CtStatus::EXPECTED) => CtInfo::Related,
             Direction::Original => CtInfo::New,
         };
+        let was_over = packet.proto == proto::TCP && tcp::TcpState::of(conn).is_over();
         let outcome = apply((conn, tcp), direction, packet, frame, &self.settings, adjust.as_ref(), now);
         match outcome {
             Outcome::Invalid => {
@@ -772,7 +785,10 @@ impl Conntrack {
         }
         conn.status = status;
         note_changes(conn, before, is_resync(outcome, direction, packet));
-        if self.homes.is_some() && packet.proto == proto::TCP {
+        if self.homes.is_some()
+            && packet.proto == proto::TCP
+            && tcp::TcpState::of(self.table.get(id)).is_over() != was_over
+        {
             self.tell_roster(id);
         }
         Some(Tracked { info, conn: ConnRef::Confirmed(id), status })

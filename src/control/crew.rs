@@ -22,11 +22,14 @@ use crate::rules::Ruleset;
 use crate::snapshot::{Policy, Routing};
 use crate::steering::Steering;
 use crate::worker::{Handle, Links, Parts, Poll, PortLost, Worker, mailbox, ring_for};
-use crate::xdp::{Edge, Interface, Punter, XdpQueue};
+use crate::xdp::{Edge, Interface, MAX_PUNTERS, Punter, XdpQueue};
 
 /// Looks, a second apart, at which a worker may be seen not to have moved before it has stalled. Busy or asleep, it moves 20
 /// times a second.
 pub const STALLED: u32 = 5;
+
+/// How long workers may take to end: a burst, and what the kernel makes of its calls.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// The workers' cores: `--cores`; else, for as many workers as wanted, the last that this process may run on (the first ones serve
 /// most interrupts). Wanted are `--workers`, or one for each queue that both ports have, leaving a core to everybody else.
@@ -62,7 +65,7 @@ pub fn choose_cores(config: &Config, rulesets: &[Ruleset; 2]) -> Result<Vec<usiz
         config::Workers::Auto => {
             let queues = |name: &str| Interface::read(name).map_or(1, |interface| interface.rx_queues as usize);
             let queues = queues(config.lan.as_str()).min(queues(config.wan.as_str()));
-            queues.min(cores.len().saturating_sub(1)).max(1)
+            queues.min(cores.len().saturating_sub(1)).clamp(1, MAX_PUNTERS)
         }
     };
     match cores.len().checked_sub(count) {
@@ -258,19 +261,31 @@ impl Crew {
     /// Which one does not. The run is to be ended; its thread will not be waited for.
     pub fn look(&mut self) -> Result<(), Failure> {
         let Some(stalled) = self.watch.look() else { return Ok(()) };
-        let core = self.threads[stalled].take().map_or(0, |(core, _)| core);
+        let core = self.threads[stalled].as_ref().map_or(0, |(core, _)| *core);
         Err(Failure::Running(format!(
             "worker {stalled} on core {core} has not moved for {STALLED} seconds: its queues are read by nobody. Is something \
              with real-time priority on that core?"
         )))
     }
 
-    /// Ends the workers; what one died of, if one did.
+    /// Ends the workers; what one died of, if one did. One that does not end in time is left alone: it ends with the process.
     ///
     /// # Errors
     /// The first worker's that had to stop.
     pub fn finish(&mut self) -> Result<(), Failure> {
         self.stop.store(true, Ordering::Relaxed);
+        let begun = std::time::Instant::now();
+        let at_work = |threads: &[Option<(usize, Thread)>]| threads.iter().flatten().any(|(_, it)| !it.is_finished());
+        while at_work(&self.threads) && begun.elapsed() < GRACE {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        for (number, place) in self.threads.iter_mut().enumerate() {
+            if let Some((core, _)) = place.take_if(|(_, thread)| !thread.is_finished()) {
+                tracing::error!(
+                    "worker {number} on core {core} does not end; `xrouter cleanup` gives back what it holds"
+                );
+            }
+        }
         let mut outcome = Ok(());
         for (number, thread) in self.threads.iter_mut().enumerate() {
             let Some((core, thread)) = thread.take() else { continue };

@@ -193,8 +193,9 @@ async fn serve(sources: Sources, config: &Config, cores: &[usize], rulesets: [Ar
                 Heard::Reload => workers.want_reload(),
             },
             // Also when the channel closes without a word: then the worker panicked.
-            _ = crew.ended.recv() => break crew.finish(),
-            ended = &mut follow => break ended.map_err(Failure::from).and_then(|()| crew.finish()),
+            // Why is said when all have ended, and the program is off the interfaces.
+            _ = crew.ended.recv() => break Ok(()),
+            ended = &mut follow => break ended.map_err(Failure::from),
             Some(event) = events.recv() => {
                 if let Err(failure) = mirror.hear(&event, &edge, &routing.load()) {
                     break Err(failure);

@@ -371,6 +371,7 @@ impl Path<'_> {
         {
             witness.begin(&work.packet, self.now);
         }
+        let posted = self.shard.conntrack.is_by_signpost().then(|| Tuple::of(&work.packet));
         let fate = self.decide(&mut frame, work);
         if work.witnessed {
             self.tell_exit(&work.packet, &fate);
@@ -389,7 +390,13 @@ impl Path<'_> {
                 self.effects.punt.push((work.packet.port, frame));
                 Verdict::Punt
             }
-            Fate::Refuse(refusal) => self.refuse(frame, &work.packet, &refusal),
+            Fate::Refuse(refusal) => {
+                let verdict = self.refuse(frame, &work.packet, &refusal);
+                if self.shard.conntrack.is_one_of_many() {
+                    self.shard.conntrack.forget_refused(posted.as_ref());
+                }
+                verdict
+            }
             Fate::HandOver(worker, sent) => self.hand_over(frame, work.packet.port, worker, sent),
             Fate::Emigrate(worker, way, passage) => self.emigrate(frame, &work.packet, worker, &way, &passage),
         }
@@ -406,6 +413,12 @@ impl Path<'_> {
             && self.rules(packet.family).wants_conntrack()
             && let Some(known) = self.shard.conntrack.lookup_candidate(*candidate, packet, *hash, self.now)
         {
+            if self.shard.conntrack.is_one_of_many()
+                && !*witnessed
+                && let Some(home) = self.shard.conntrack.detour(&Tuple::of(packet))
+            {
+                return Fate::HandOver(home, Sent::Here);
+            }
             return match *witnessed {
                 false => self.decide_known(frame, packet, *hash, known),
                 true => self.decide_fully(frame, packet, *hash, &Before { known: Some(known), ..Before::NOTHING }),

@@ -17,11 +17,23 @@ pub fn bind(
     random: &mut dyn FnMut(u16) -> u16,
     now: Instant,
 ) {
+    let at_home = manip == Manip::Source && conntrack.chooses_ports();
+    bind_within(conntrack, manip, range, at_home, random, now);
+}
+
+/// [`bind`]; `at_home`: rather to something whose replies come to this worker by themselves.
+fn bind_within(
+    conntrack: &mut Conntrack,
+    manip: Manip,
+    range: &NatRange,
+    at_home: bool,
+    random: &mut dyn FnMut(u16) -> u16,
+    now: Instant,
+) {
     if conntrack.is_bound(manip) {
         return;
     }
     let Some(current) = conntrack.prepared_tuple() else { return };
-    let at_home = manip == Manip::Source && conntrack.chooses_ports();
     conntrack.only_own_homes(at_home);
     let mut found = pick(conntrack, current, manip, range, random, now);
     conntrack.only_own_homes(false);
@@ -111,7 +123,9 @@ pub fn bind_null(conntrack: &mut Conntrack, manip: Manip, random: &mut dyn FnMut
         }
         Manip::Destination => current.dst,
     };
-    bind(conntrack, manip, &NatRange { addresses: Some((own, own)), ..NatRange::default() }, random, now);
+    let range = NatRange { addresses: Some((own, own)), ..NatRange::default() };
+    // Nobody has asked for another port: the connection goes where its replies come rather than lose its own.
+    bind_within(conntrack, manip, &range, false, random, now);
 }
 
 /// A tuple for a connection that has none yet: of a block of its client's, where the rule lends blocks.

@@ -5,6 +5,7 @@
 //! queue of a packet whose sender does not choose it. So a seed is a schedule. Frames are counted over all workers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 
@@ -168,6 +169,38 @@ impl Many {
         }
         assert_eq!(frames, self.count() * FRAMES, "a frame was lost or made");
         Ok(())
+    }
+
+    /// Lets each worker go on in a thread of its own, as fast as it can, while `meanwhile` runs; what goes on in which order is the
+    /// processor's affair then.
+    ///
+    /// # Panics
+    /// When a port was cut, or a worker panics.
+    pub fn in_threads<R>(&mut self, meanwhile: impl FnOnce() -> R) -> R {
+        let (now, over) = (self.now, AtomicBool::new(false));
+        let outcome = std::thread::scope(|scope| {
+            for worker in &mut self.workers {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        if worker.burst(now).expect("no port was cut") == 0 {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            let outcome = meanwhile();
+            over.store(true, Ordering::Relaxed);
+            outcome
+        });
+        for (left, at) in self.left.iter_mut().zip(PortId::ALL) {
+            self.wires.iter().for_each(|wires| left.extend(wires[at.index()].take()));
+        }
+        outcome
+    }
+
+    /// A queue's wire, for who sends while the workers have threads.
+    pub fn wire(&self, port: PortId, queue: usize) -> WireEnd {
+        self.wires[queue][port.index()].clone()
     }
 
     /// The workers' connections and counters.

@@ -6,36 +6,26 @@
 //! Frames change their worker with the packets in them. Whoever has taken frames over owes as many to the giver, and gives
 //! free ones back as he has them; so each worker has, in the long run, as many as at the start, whichever way packets go.
 //!
-//! A worker that sleeps is woken by who hands it something: it says that it sleeps, looks into its rings once more, and
-//! only then sleeps; whoever has put something into a ring looks afterwards whether its reader sleeps.
+//! A worker that sleeps is woken by who hands it something ([`Sleeper`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use nix::sys::eventfd::EventFd;
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
 
+use super::sleeper::Sleeper;
 use crate::datapath::{Effects, Parcel};
 use crate::device::{Frame, FramePool};
 
 /// Frames that are owed before they are given back, where something else is to be done.
 const GIVE_BACK: usize = 32;
 
-/// Whether a worker sleeps, and what wakes it.
+/// A worker, as far as others may have to wake it.
 #[derive(Debug)]
-pub(super) struct Sleeper {
-    asleep: AtomicBool,
+struct Reader {
+    sleeper: Sleeper,
     wake: Arc<EventFd>,
-}
-
-impl Sleeper {
-    fn wake(&self) {
-        if self.asleep.load(Ordering::Relaxed) {
-            // Set already is as good.
-            let _ = self.wake.write(1);
-        }
-    }
 }
 
 /// To and from one other worker.
@@ -49,7 +39,7 @@ struct Link {
     owed: usize,
     /// Frames that found no room in the ring.
     waiting: VecDeque<Frame>,
-    sleeper: Option<Arc<Sleeper>>,
+    reader: Option<Arc<Reader>>,
     /// It has been given something since it was last looked whether it sleeps.
     is_news: bool,
 }
@@ -60,7 +50,7 @@ pub struct Links {
     /// By worker; none to itself.
     links: Vec<Option<Link>>,
     me: usize,
-    own: Option<Arc<Sleeper>>,
+    own: Option<Arc<Reader>>,
     /// Whom it begins with the next time: nobody is always first.
     turn: usize,
 }
@@ -94,7 +84,7 @@ impl Links {
                     returned,
                     owed: 0,
                     waiting: VecDeque::new(),
-                    sleeper: None,
+                    reader: None,
                     is_news: false,
                 };
                 all[one].links[other] = Some(link(give, take_too, back, got_too));
@@ -106,13 +96,13 @@ impl Links {
 
     /// Gives each worker what wakes the others; `wakes` are the workers' own, by number.
     pub fn introduce(all: &mut [Links], wakes: Vec<Arc<EventFd>>) {
-        let sleepers: Vec<Arc<Sleeper>> =
-            wakes.into_iter().map(|wake| Arc::new(Sleeper { asleep: AtomicBool::new(false), wake })).collect();
+        let reader = |wake| Arc::new(Reader { sleeper: Sleeper::new(), wake });
+        let readers: Vec<Arc<Reader>> = wakes.into_iter().map(reader).collect();
         for links in all {
-            links.own = sleepers.get(links.me).cloned();
-            for (link, sleeper) in links.links.iter_mut().zip(&sleepers) {
+            links.own = readers.get(links.me).cloned();
+            for (link, reader) in links.links.iter_mut().zip(&readers) {
                 if let Some(link) = link {
-                    link.sleeper = Some(sleeper.clone());
+                    link.reader = Some(reader.clone());
                 }
             }
         }
@@ -133,15 +123,11 @@ impl Links {
 
     /// Wakes who was given something and sleeps.
     pub(super) fn wake(&mut self) {
-        if !self.links.iter().flatten().any(|link| link.is_news) {
-            return;
-        }
-        // What was put into a ring is seen by a sleeper that we do not see asleep.
-        fence(Ordering::SeqCst);
         for link in self.links.iter_mut().flatten().filter(|link| link.is_news) {
             link.is_news = false;
-            if let Some(sleeper) = &link.sleeper {
-                sleeper.wake();
+            if let Some(reader) = link.reader.as_ref().filter(|reader| reader.sleeper.is_to_be_woken()) {
+                // Set already is as good.
+                let _ = reader.wake.write(1);
             }
         }
     }
@@ -151,18 +137,14 @@ impl Links {
         self.links.iter().flatten().any(|link| !link.incoming.is_empty())
     }
 
-    /// Others are told that this worker sleeps from now on, or does no more. `true`: it may.
+    /// Others are told that this worker sleeps from now on. `false`: it may not, they have given something.
     pub(super) fn fall_asleep(&self) -> bool {
-        if let Some(own) = &self.own {
-            own.asleep.store(true, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-        }
-        !self.has_news()
+        self.own.as_ref().is_none_or(|own| own.sleeper.fall_asleep(|| self.has_news()))
     }
 
     pub(super) fn wake_up(&self) {
         if let Some(own) = &self.own {
-            own.asleep.store(false, Ordering::Relaxed);
+            own.sleeper.wake_up();
         }
     }
 

@@ -9,7 +9,13 @@
 
 mod links;
 mod mailbox;
+mod sleeper;
 mod tracer;
+
+/// What `sleeper` is made of; its test puts others in their place.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
 
 pub use links::{Links, ring_for};
 use mailbox::Turns;

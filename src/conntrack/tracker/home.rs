@@ -80,9 +80,16 @@ impl Conntrack {
             false => self.table.find(&tuple, self.hash(&tuple)).is_some(),
         };
         if known {
-            return None;
+            return self.detour(&tuple).map(|home| (home, Sent::Here));
         }
         self.homes.as_mut()?.elsewhere(&tuple, &self.expectations)
+    }
+
+    /// Whom a packet of a connection here goes to first, so that none of its flow overtakes another: those that arrive elsewhere
+    /// come by the tuple's home.
+    #[inline]
+    pub fn detour(&self, tuple: &Tuple) -> Option<u16> {
+        self.homes.as_ref()?.detour(tuple)
     }
 
     /// That of its connection; `None` where it is of none.
@@ -152,7 +159,10 @@ impl Conntrack {
         };
         let extra = self.prepared_extra.and_then(|number| self.extras.get(number)).copied();
         self.forget_extra();
-        let Some(serial) = serial else { return Err(DropReason::ConntrackFull) };
+        let Some(serial) = serial else {
+            self.leave_roster(&record);
+            return Err(DropReason::ConntrackFull);
+        };
         if let Some(victim) = self.victim.take() {
             self.drop_early(victim, now);
         }
@@ -161,6 +171,7 @@ impl Conntrack {
 
     /// One that could not be sent is nowhere.
     pub fn stay(&mut self, emigrant: &Emigrant) {
+        self.leave_roster(&emigrant.record);
         if let Some(homes) = &mut self.homes {
             homes.unpost(&emigrant.original(), emigrant.serial);
         }
@@ -176,7 +187,7 @@ impl Conntrack {
         self.victim = None;
         self.set_arrival(Sent::ToOwner(serial), false);
         if self.is_full() {
-            self.victim = self.find_room(now)?;
+            self.victim = self.find_room(now).inspect_err(|_| self.leave_roster(&record))?;
         }
         self.prepared_counter = counter;
         // Its master, if it has one, is another worker's.
@@ -184,6 +195,22 @@ impl Conntrack {
         let status = record.conn.status;
         self.prepared = Some(record);
         Ok(Tracked { info, conn: ConnRef::Prepared, status })
+    }
+
+    /// A packet was refused: what it would have begun is not to be, and nobody else has to know of it. `tuple` is the one that it
+    /// came with, where it came by a signpost.
+    #[cold]
+    pub fn forget_refused(&mut self, tuple: Option<&Tuple>) {
+        self.forget_prepared();
+        if let (Some(homes), Some(tuple)) = (&mut self.homes, tuple) {
+            homes.refuse(tuple);
+        }
+    }
+
+    /// Whether the packets in hand came by a signpost.
+    #[inline]
+    pub fn is_by_signpost(&self) -> bool {
+        self.homes.as_ref().is_some_and(|homes| homes.is_by_signpost())
     }
 
     /// The connection that came from another worker is not to be; its home is told.

@@ -97,8 +97,14 @@ impl Conntrack {
     pub fn is_taken(&mut self, tuple: &Tuple, now: Instant) -> bool {
         match self.is_for_another(tuple) {
             Some(taken) => taken,
-            None => self.is_mapped(tuple) || self.holder(tuple, now).is_some(),
+            None => self.is_mapped(tuple) || self.is_posted(tuple) || self.holder(tuple, now).is_some(),
         }
+    }
+
+    /// Whether another worker has a connection with the reply tuple of a prepared one that looks like `tuple`.
+    fn is_posted(&self, tuple: &Tuple) -> bool {
+        let homes = self.homes.as_ref();
+        homes.is_some_and(|homes| tuple.inverse().is_some_and(|reply| homes.is_posted(&reply)))
     }
 
     fn holder(&mut self, tuple: &Tuple, now: Instant) -> Option<(ConnId, Direction)> {
@@ -119,7 +125,7 @@ impl Conntrack {
         if let Some(taken) = self.is_for_another(tuple) {
             return taken;
         }
-        if self.is_mapped(tuple) {
+        if self.is_mapped(tuple) || self.is_posted(tuple) {
             return true;
         }
         let Some((id, direction)) = self.holder(tuple, now) else { return false };

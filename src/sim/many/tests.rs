@@ -1,7 +1,7 @@
 use super::*;
 use std::collections::BTreeMap;
 
-use crate::conntrack::Tuple;
+use crate::conntrack::{ConnFilter, Tuple};
 use crate::packet::Packet;
 use crate::rules::{self, RuleVector};
 use crate::sim::Simulator;
@@ -9,6 +9,7 @@ use crate::snapshot::RoutingBuilder;
 use crate::steering::{Fields, Flow, HashFields, NicHash, RssHash, Transform};
 use crate::verdict::DropReason;
 use crate::wire::{Family, Mac};
+use crate::worker::{Request, Walk};
 use etherparse::PacketBuilder;
 
 const LAN_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
@@ -266,6 +267,12 @@ fn by_the_nics_hash_replies_of_translated_connections_come_home_by_themselves() 
         assert_eq!(router.take(PortId::LAN).len(), talks.len(), "{workers} workers");
         let handed: u64 = router.shards().map(|shard| shard.counters.handed_over).sum();
         assert_eq!(handed, 0, "{workers} workers");
+        // Forwarded ports keep the port that the client has, as nobody asks for another.
+        let forwards: Vec<Talk> = (2..50).map(|client| Talk { kind: 3, client, server: client, port: 999 }).collect();
+        forwards.iter().for_each(|talk| arrive(&router, PortId::WAN, &talk.first()));
+        router.settle(200).expect("no port was cut");
+        let inwards = router.take(PortId::LAN);
+        assert!(inwards.len() == forwards.len() && inwards.iter().all(|frame| gist(frame).0.sport == 999));
         // An identifier does not bring a ping's answer home, since the NIC does not look at it: it finds its owner all the same.
         let pings: Vec<Talk> = (2..50).map(|client| Talk { kind: 2, client, server: 9, port: 1 }).collect();
         pings.iter().for_each(|talk| arrive(&router, PortId::LAN, &talk.first()));
@@ -331,4 +338,147 @@ fn what_ends_takes_its_signposts_along() {
     }
     assert_eq!(router.shards().map(|shard| shard.conntrack.len()).sum::<usize>(), 0);
     assert_eq!(posts(&router), (0, 0));
+}
+
+/// The same once more with threads of their own, rules being published all the while.
+#[test]
+fn in_threads_of_their_own_they_do_the_same() {
+    for (seed, workers) in [(1, 2), (2, 4)] {
+        let talks = talks(seed, 600);
+        let mut random = Seeded::new(seed);
+        let mut router = many(workers, MASQUERADE, 4096, seed);
+        let wires: Vec<[WireEnd; 2]> =
+            (0..router.count()).map(|queue| PortId::ALL.map(|port| router.wire(port, queue))).collect();
+        let published = router.policy.clone();
+        let mut all: [Vec<Vec<u8>>; 2] = Default::default();
+        router.in_threads(|| {
+            let mut any = |port: PortId| &wires[random.next_u64() as usize % wires.len()][port.index()];
+            for (round, some) in talks.chunks(40).enumerate() {
+                published.store(Arc::new(Policy { generation: 2 + round as u64, ..policy(MASQUERADE) }));
+                some.iter().for_each(|talk| any(talk.begins_at()).send(&talk.first()));
+                let mut answered = 0;
+                let begun = std::time::Instant::now();
+                // Each packet is answered when it has come through; nothing else says when that is.
+                while answered < some.len() {
+                    assert!(begun.elapsed().as_secs() < 20, "{workers} workers: only {answered} came through");
+                    for port in PortId::ALL {
+                        for frame in wires.iter().flat_map(|wires| wires[port.index()].take()) {
+                            let is_first = gist(&frame).1 == 63 && !is_answer(&frame);
+                            if is_first {
+                                answered += 1;
+                                any(port).send(&answer(&frame));
+                            }
+                            all[port.index()].push(frame);
+                        }
+                    }
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        });
+        router.settle(400).expect("no port was cut");
+        for (port, all) in PortId::ALL.into_iter().zip(&mut all) {
+            all.extend(router.take(port));
+            all.sort();
+        }
+        let alone = converse_alone(&talks);
+        assert_eq!([all[0].len(), all[1].len()], [alone[0].len(), alone[1].len()], "{workers} workers");
+        assert!(all == alone, "{workers} workers: other packets left");
+        router.shards().for_each(|shard| shard.conntrack.check());
+    }
+}
+
+/// Whether the packet is one that [`answer`] has made.
+fn is_answer(frame: &[u8]) -> bool {
+    let packet = Packet::parse(frame, PortId::LAN, true).expect("what leaves a router can be read");
+    match packet.proto {
+        17 => packet.sport == 53,
+        1 => packet.icmp_type() == 0,
+        _ => packet.tcp_flags & crate::wire::tcp::ACK != 0,
+    }
+}
+
+/// Datagrams of one flow leave in the order in which they came, though the queue they come by is neither that of the flow's home nor,
+/// once it is translated, that of its owner; with connections ended and rules published between them.
+#[test]
+fn a_flows_packets_do_not_overtake_each_other() {
+    for (seed, workers) in [(1, 2), (2, 3), (3, 4), (4, 8)] {
+        let mut router = many(workers, MASQUERADE, 4096, seed);
+        let mut random = Seeded::new(seed);
+        let flows: Vec<(Talk, usize)> = (0..60)
+            .map(|at| {
+                let talk = Talk { kind: 0, client: 2 + at % 40, server: 2 + at % 7, port: 3000 + u16::from(at) };
+                (talk, random.next_u64() as usize % usize::from(workers))
+            })
+            .collect();
+        for number in 0..30u8 {
+            for (talk, queue) in &flows {
+                let mut bytes = Vec::new();
+                PacketBuilder::ethernet2(CLIENT, LAN_MAC.0)
+                    .ipv4([10, 1, 0, talk.client], [10, 2, 0, talk.server], 64)
+                    .udp(talk.port, 53)
+                    .write(&mut bytes, &[number])
+                    .expect("writing to memory");
+                router.send_to(PortId::LAN, *queue, &bytes);
+                if random.chance(40) {
+                    router.burst(random.next_u64() as usize % usize::from(workers)).expect("no port was cut");
+                }
+            }
+            router.policy.store(Arc::new(Policy { generation: 2 + u64::from(number), ..policy(MASQUERADE) }));
+        }
+        router.settle(400).expect("no port was cut");
+        let mut seen: BTreeMap<(u128, u128, u16), Vec<u8>> = BTreeMap::new();
+        for frame in router.take(PortId::WAN) {
+            let packet = Packet::parse(&frame, PortId::LAN, true).expect("what leaves a router can be read");
+            let payload = packet.l4_bytes(&frame)[8];
+            seen.entry((packet.src.bits(), packet.dst.bits(), packet.sport)).or_default().push(payload);
+        }
+        let full: u64 = router.shards().map(|shard| shard.counters.drops.get(DropReason::HandoverFull)).sum();
+        assert_eq!((seen.len(), full), (flows.len(), 0), "{workers} workers");
+        for (flow, numbers) in &seen {
+            assert_eq!(*numbers, (0..30).collect::<Vec<u8>>(), "{workers} workers, {flow:?}");
+        }
+    }
+}
+
+/// Connections are ended by the operator while their packets are under way between workers: whatever leaves has the translation of
+/// a connection, and no tuple is at two workers.
+#[test]
+fn connections_that_are_ended_under_traffic_leave_nothing_wrong() {
+    for seed in 0..6 {
+        let mut router = many(4, MASQUERADE, 4096, seed);
+        let mut random = Seeded::new(seed);
+        let talks = talks(seed, 40);
+        for round in 0..120 {
+            for talk in talks.iter().filter(|talk| talk.kind != 1) {
+                router.send(talk.begins_at(), &talk.first());
+            }
+            for _ in 0..random.next_u64() % 6 {
+                router.steps().expect("no port was cut");
+            }
+            if round % 5 == 4 {
+                let worker = random.next_u64() as usize % 4;
+                let (filter, entries) = (ConnFilter::default(), Vec::with_capacity(256));
+                let all = Walk { filter, delete_for: Some(1), cursor: Some(0), budget: 1 << 20, entries };
+                assert!(router.handles[worker].line.ask(Request::Walk(Box::new(all))));
+            }
+            for handle in &mut router.handles {
+                while handle.line.answer().is_some() {}
+            }
+        }
+        router.settle(400).expect("no port was cut");
+        let mut homes: BTreeMap<String, usize> = BTreeMap::new();
+        for shard in router.shards() {
+            shard.conntrack.check();
+            shard.conntrack.list(0, 1 << 20, router.now(), &mut |view| {
+                *homes.entry(format!("{:?}", view.original)).or_default() += 1;
+                *homes.entry(format!("{:?}", view.reply)).or_default() += 1;
+            });
+        }
+        assert!(homes.values().all(|count| *count == 1), "seed {seed}: a tuple is at two workers");
+        let (here, there) = router
+            .shards()
+            .map(|shard| shard.conntrack.signposts())
+            .fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
+        assert_eq!(here, there, "seed {seed}: signposts that lead nowhere");
+    }
 }
