@@ -93,6 +93,32 @@ fn a_router_that_ends_leaves_no_trace() {
 }
 
 #[test]
+fn as_many_queues_as_workers_and_back() {
+    if !privileged() || std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
+        return;
+    }
+    let net = net();
+    let before = shown(&net);
+    let mut router = Router::start(&net, &["--state", &state(&net), "--workers", "2", "--poll", "adaptive"]);
+    for port in ["lan", "wan"] {
+        assert!(router.said().contains(&format!("{port}: queues: rx 1 tx 1 -> rx 2 tx 2")), "{}", router.said());
+    }
+    assert!(net.pings(Place::Lan, "10.2.0.2"));
+    router.program().signal(Signal::SIGKILL);
+    router.program().end(Duration::from_secs(10));
+    assert!(net.must(Place::Router, "ethtool -l lan").contains("RX:\t\t2"));
+    let (code, said) = cleanup(&net, "");
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(shown(&net), before);
+    // The same once more, ended as it should be.
+    let router = Router::start(&net, &["--state", &state(&net), "--workers", "2", "--poll", "adaptive"]);
+    assert_ne!(shown(&net), before);
+    router.stop();
+    assert_eq!(shown(&net), before);
+    assert_eq!(notes(&net), 0);
+}
+
+#[test]
 fn what_a_killed_router_left_is_undone_once() {
     if !privileged() {
         return;

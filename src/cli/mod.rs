@@ -19,6 +19,7 @@ use crate::wire::Family;
 mod capture;
 mod cleanup;
 mod conntrack;
+mod doctor;
 mod explain;
 mod reload;
 mod replay;
@@ -200,6 +201,10 @@ enum Verb {
     Sets(sets::SetsArgs),
     /// Run captured packets through rules and connection tracking; needs no privileges
     Replay(replay::ReplayArgs),
+    /// Look whether this machine and these interfaces are ready, and say what mends what is not
+    ///
+    /// Ends with 0 when all is well, with 1 when there are problems, with 3 when there are only warnings.
+    Doctor(doctor::DoctorArgs),
     /// Undo what a router that was killed has left on its interfaces
     Cleanup(cleanup::CleanupArgs),
     /// Print the version
@@ -237,6 +242,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Reload(args)) => reload::run(&args),
         Some(Verb::Sets(args)) => sets::run(&args),
         Some(Verb::Replay(args)) => replay::run(&args),
+        Some(Verb::Doctor(args)) => doctor::run(&args),
         Some(Verb::Cleanup(args)) => cleanup::run(&args),
         Some(Verb::Version) => version::run(),
     };

@@ -8,6 +8,7 @@ pub mod change;
 pub mod config;
 pub mod crew;
 pub mod daemon;
+pub mod doctor;
 pub mod explain;
 pub mod host;
 pub mod metrics;
