@@ -127,6 +127,12 @@ pub(super) fn open(
                 let [lan, wan] = interfaces;
                 let interfaces = [Interface::read(&lan.name)?, Interface::read(&wan.name)?];
                 check_queues(config, &interfaces)?;
+                if *mode == Mode::ZeroCopy
+                    && let Some(grown) = grown([lan, wan], &interfaces)
+                {
+                    refused.push(format!("{mode}: {grown}"));
+                    continue;
+                }
                 match bind_all(config, &interfaces, *mode)? {
                     Err(reason) => refused.push(format!("{mode}: {reason}")),
                     Ok((umem, queues, anchored)) => {
@@ -181,6 +187,19 @@ fn native_refusal(interface: &Interface, error: &io::Error) -> String {
         }
         _ => format!("native XDP on {name}{driver}: {error}"),
     }
+}
+
+/// Why there can be no zero-copy on a driver whose queues are more with the program than `before`.
+fn grown(before: [&Interface; PortId::COUNT], now: &[Interface; PortId::COUNT]) -> Option<String> {
+    let grew = |(before, now): &(&Interface, &Interface)| {
+        quirks::of(&now.driver).spare_queues && now.rx_queues > before.rx_queues
+    };
+    let (before, now) = before.into_iter().zip(now).find(grew)?;
+    let (name, driver, had, has) = (&now.name, driver(now), before.rx_queues, now.rx_queues);
+    Some(format!(
+        "the driver of {name}{driver} has {has} receive queues with the program and {had} without, and kernels crash when those are \
+         given back after zero-copy: `ethtool -L {name} combined {has}` before the start"
+    ))
 }
 
 fn driver(interface: &Interface) -> String {

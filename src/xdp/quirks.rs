@@ -21,6 +21,9 @@ pub struct Driver {
     pub large_frames: bool,
     /// The numbers of queues stay where they are enough.
     pub keep_queues: bool,
+    /// With an XDP program attached it receives on one more queue for each CPU, where the device has as many to spare; and its
+    /// zero-copy sockets on these outlive them.
+    pub spare_queues: bool,
     /// It is no hardware: no interrupts, no RSS, and what it does to frames is its peer's doing.
     pub is_virtual: bool,
     /// What zero-copy needs of the device, when it answers `EINVAL`.
@@ -38,6 +41,7 @@ const UNKNOWN: Driver = Driver {
     symmetric_xor: None,
     large_frames: false,
     keep_queues: false,
+    spare_queues: false,
     is_virtual: false,
     zero_copy_needs: None,
     notes: &[],
@@ -81,7 +85,7 @@ pub const DRIVERS: &[Driver] = &[
              and the end of a packet is not looked at (igb_xsk.c; seen on 6.18 and 7.2).",
             "Attaching and detaching an XDP program resets the card; the link is gone for a second or more.",
             "With an empty fill ring at bind the first frames are lost and reception stands still for seconds (seen on 6.18).",
-            "The RSS key is random, not shown and not settable (igb_ethtool.c has no get_rxfh_key_size).",
+            "Older kernels neither show nor take an RSS key, which then is random (seen on 6.18 and 7.2; 7.3 has it).",
         ],
         ..UNKNOWN
     },
@@ -121,11 +125,14 @@ pub const DRIVERS: &[Driver] = &[
         zero_copy: Some((6, 11)),
         mtu: Some(3506),
         frags: Some((6, 3)),
+        spare_queues: true,
         zero_copy_needs: Some("a virtual IOMMU (iommu_platform=on)"),
         notes: &[
             "Without a virtual IOMMU, bind answers EINVAL to zero-copy, not EOPNOTSUPP (virtnet_xsk_pool_enable; seen on 6.18).",
             "With an XDP program attached it takes one more pair of queues for each CPU, where the device has them, and receives \
-             on them too; ethtool's channels do not show that (virtnet_xdp_set).",
+             on them too; ethtool's channels do not show that before 7.3 (virtnet_xdp_set). So it is given as many queues before that none are to spare.",
+            "When the program goes, so do these queues, but zero-copy sockets on them are not told: the next program that is attached \
+             crashes the kernel (xsk_set_rx_need_wakeup in try_fill_recv; seen on 7.3). So they get no zero-copy.",
             "An RSS table set before the program is attached is lost by that (virtnet_rss_update_by_qpairs; seen on 6.18).",
         ],
         ..UNKNOWN

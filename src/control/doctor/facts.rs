@@ -126,8 +126,7 @@ fn text(path: impl AsRef<Path>) -> String {
 
 impl Facts {
     /// Looks at the machine and at the interfaces `names`, or all Ethernet ones of this network namespace that are up; `workers` is
-    /// how many
-    /// there are to be, if that is known, and `state` the folder of the notes of what was changed.
+    /// how many there are to be, if that is known, and `state` the folder of the notes of what was changed.
     ///
     /// # Errors
     /// When an interface named is not there, or none is.

@@ -9,7 +9,11 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::device::{Knob, Nic};
+use super::rss::function_name;
 use crate::xdp::{Channels, FlowType, Rss, RssChange};
+
+/// Letters of a key that are shown: four bytes.
+const BYTES_SHOWN: usize = 11;
 
 /// A thing that can be read and set.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -232,11 +236,16 @@ impl fmt::Display for Value {
             }
             Value::On(on) => f.write_str(if *on { "on" } else { "off" }),
             Value::Rss { function, transform, key, table, default } => {
-                write!(
-                    f,
-                    "function {function} transformation {transform} key {} ",
-                    if key.is_empty() { "hidden" } else { key }
-                )?;
+                f.write_str(function_name(*function))?;
+                match transform {
+                    0 => {}
+                    other => write!(f, " (transformation {other})")?,
+                }
+                // Enough of it to tell one from another.
+                match key.get(..BYTES_SHOWN) {
+                    Some(head) => write!(f, ", key {head}:..., ")?,
+                    None => f.write_str(", key hidden, ")?,
+                }
                 if *default {
                     return f.write_str("default table");
                 }

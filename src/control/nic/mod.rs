@@ -56,7 +56,8 @@ pub fn take(config: &Config, cores: &[usize]) -> Result<Cards, Failure> {
     let mut state = State::new(known).map_err(|error| Failure::Running(format!("cannot read /proc: {error}")))?;
     state.inherit(&config.state);
     let mut setup = Setup::new(nics, state, &config.state);
-    let wish = Wish { cores: cores.to_vec(), others: others(cores), busy: config.poll == Poll::Busy };
+    let wish =
+        Wish { cores: cores.to_vec(), others: others(cores), busy: config.poll == Poll::Busy, possible: possible() };
     let mut change = config.nic_setup == NicSetup::Auto;
     if let Err(error) = setup.own() {
         warn_unnoted(&config.state, &error);
@@ -77,6 +78,16 @@ fn warn_unnoted(folder: &Path, error: &io::Error) {
          another folder",
         folder.display()
     );
+}
+
+/// CPUs that this machine could have; 1 when the kernel does not say.
+fn possible() -> u32 {
+    let list = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    list.trim()
+        .rsplit(['-', ','])
+        .next()
+        .and_then(|last| last.parse::<u32>().ok())
+        .map_or(1, |last| last.saturating_add(1))
 }
 
 /// CPUs of this process that no worker has.

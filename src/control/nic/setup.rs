@@ -5,6 +5,7 @@
 //! wanted, and otherwise noted in the [`State`] before it is set. What a card refuses is said in one sentence with what is lost;
 //! only queues that nobody would read are an error. [`Setup::undo`] goes the same way back.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -35,6 +36,8 @@ pub struct Wish {
     pub others: Vec<usize>,
     /// Whether workers poll without pause.
     pub busy: bool,
+    /// CPUs that this machine could have: drivers count by them.
+    pub possible: u32,
 }
 
 impl Wish {
@@ -106,7 +109,7 @@ impl<N: Nic> Setup<N> {
             for name in HARMFUL {
                 self.feature_off(at, name)?;
             }
-            self.queues(at, wish.workers())?;
+            self.queues(at, wish)?;
         }
         self.before = self.state.changes.len();
         Ok(())
@@ -164,7 +167,8 @@ impl<N: Nic> Setup<N> {
             self.state.changes.last_mut().expect("pushed above").after = now.clone();
             self.state.save(&self.folder)?;
         }
-        if now != before {
+        // Interrupts are many, and told of together.
+        if now != before && !matches!(setting, Setting::Affinity(_)) {
             self.said.push(format!("{}: {setting}: {before} -> {now}", self.name(at)));
         }
         Ok(outcome.map(|()| now))
@@ -190,11 +194,17 @@ impl<N: Nic> Setup<N> {
         Ok(())
     }
 
-    /// As many queues as workers.
-    fn queues(&mut self, at: usize, workers: u32) -> io::Result<()> {
+    /// As many queues as workers; for a driver that takes spare ones for the XDP program, so many that none are to spare.
+    fn queues(&mut self, at: usize, wish: &Wish) -> io::Result<()> {
+        let workers = wish.workers();
         let (name, driver) = (self.name(at), self.nics[at].interface().driver.clone());
         let Ok(now) = self.nics[at].channels() else { return Ok(()) };
-        let Some(wanted) = wanted_channels(&now, workers, quirks::of(&driver).keep_queues) else { return Ok(()) };
+        let known = quirks::of(&driver);
+        let queues = match known.spare_queues {
+            true => workers.max((now.max_combined + 1).saturating_sub(wish.possible)),
+            false => workers,
+        };
+        let Some(wanted) = wanted_channels(&now, queues, known.keep_queues) else { return Ok(()) };
         let value = Value::of_channels(&wanted);
         let Err(mut error) = self.set(at, Setting::Channels, &value)? else { return Ok(()) };
         // A table that names queues which are to go keeps them.
@@ -331,11 +341,17 @@ impl<N: Nic> Setup<N> {
         if interrupts.is_empty() {
             return Ok(()); // a device of software
         }
-        let mut refused = Vec::new();
+        let (mut refused, mark) = (Vec::new(), self.state.changes.len());
         for interrupt in &interrupts {
             let Some(core) = wish.core_for(interrupt.queue) else { continue };
             if let Err(error) = self.set(at, Setting::Affinity(interrupt.irq), &Value::Cpus(core.to_string()))? {
                 refused.push((interrupt.irq, error));
+            }
+        }
+        match self.state.changes.len() - mark {
+            0 => {}
+            led => {
+                self.said.push(format!("{}: {led} interrupts led to the cores of their queues' workers", self.name(at)))
             }
         }
         if let Some((irq, error)) = refused.first() {
@@ -419,11 +435,15 @@ pub(super) fn undo<'n, N: Nic + 'n>(
     told: &mut Told,
 ) {
     let mut left = Vec::new();
+    let mut interrupts: BTreeMap<String, usize> = BTreeMap::new();
     for change in changes.drain(mark..).rev() {
         let Change { interface, setting, before, after } = &change;
         let Some(nic) = nic(interface) else { continue };
         match patiently(&change, nic) {
             Ok(Undone::Already) => {}
+            Ok(Undone::Back) if matches!(setting, Setting::Affinity(_)) => {
+                *interrupts.entry(interface.clone()).or_insert(0) += 1;
+            }
             Ok(Undone::Back) => told.said.push(format!("{interface}: {setting}: {before} again")),
             Ok(Undone::Theirs(now)) => told.lost.push(format!(
                 "{interface}: {setting}: left at {now}: it was {before}, xrouter made it {after}, and somebody has changed it since"
@@ -436,6 +456,8 @@ pub(super) fn undo<'n, N: Nic + 'n>(
             }
         }
     }
+    let back = |(interface, count)| format!("{interface}: {count} interrupts go where they went before");
+    told.said.extend(interrupts.into_iter().map(back));
     changes.extend(left.into_iter().rev());
 }
 

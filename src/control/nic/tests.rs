@@ -220,7 +220,7 @@ fn setup(nics: Vec<FakeNic>, folder: &Folder) -> Setup<FakeNic> {
 }
 
 fn wish(workers: usize, busy: bool) -> Wish {
-    Wish { cores: (2..2 + workers).collect(), others: vec![0, 1], busy }
+    Wish { cores: (2..2 + workers).collect(), others: vec![0, 1], busy, possible: 2 }
 }
 
 const NATIVE: [Hook; 2] = [Hook::Native; 2];
@@ -277,6 +277,20 @@ fn a_busy_worker_keeps_interrupts_off_its_core() {
     let crowded = Wish { others: Vec::new(), ..wish(2, true) };
     let setup = both(nic("lan", card(128), &[]), nic("wan", card(128), &[]), &crowded, &Folder::new());
     assert!(setup.nics()[0].told.borrow().contains(&"affinity 41 3".to_owned()));
+}
+
+#[test]
+fn a_driver_that_takes_spare_queues_finds_none() {
+    let virtio = |possible| {
+        let folder = Folder::new();
+        let mut lan = nic("lan", card(128), &[]);
+        lan.interface.driver = "virtio_net".into();
+        let wish = Wish { possible, ..wish(3, false) };
+        let setup = both(lan, nic("wan", card(128), &[]), &wish, &folder);
+        setup.nics()[0].rx_queues()
+    };
+    // 8 at most: with 7, or 5, there are not as many to spare as there are CPUs.
+    assert_eq!([virtio(2), virtio(4), virtio(64)], [7, 5, 3]);
 }
 
 #[test]
