@@ -17,6 +17,7 @@ use std::{env, fs, thread};
 use ends::{PORT, Traffic, at};
 use nix::sys::signal::Signal;
 use support::{Net, Place, Router, text};
+use xrouter::xdp::{Edge, EdgeConfig, Mode};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Bytes of the longest transfer that is compared. The emulator runs a debug build at some hundred kilobytes a second.
@@ -103,6 +104,7 @@ fn stats(router: &Router) -> serde_json::Value {
 /// State is kept: from inside all goes, from outside only what belongs to it.
 const STATEFUL: &str = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m conntrack --ctstate INVALID -j DROP\n\
     -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+    -A FORWARD -p tcp -m tcp --dport 99 -j REJECT --reject-with tcp-reset\n\
     -A FORWARD -i lan -o wan -m conntrack --ctstate NEW -j ACCEPT\nCOMMIT\n";
 
 /// The same, behind one address, with one port forwarded and FTP helped.
@@ -116,16 +118,19 @@ const TRANSLATING: &str = "*raw\n-A PREROUTING -i lan -p tcp -m tcp --dport 21 -
 #[test]
 fn zero_copy_mode_does_it_all() {
     let Some(driver) = driver() else { return };
+    let before = nic_settings();
     let router = router(&driver, "zero-copy", "adaptive", STATEFUL);
     kernel_says(&driver, true);
     first_packets_pass();
     state_is_kept(&router, TRANSFER);
+    packets_come_home(&router);
     reload(&router, TRANSLATING);
     connections_are_translated(&router);
     reloads_under_traffic(&router);
     all_queues_worked(&router, &driver);
     reload(&router, STATEFUL);
     restarts_under_traffic(router, &driver);
+    assert_eq!(before, nic_settings(), "the NICs are not as they were");
 }
 
 #[test]
@@ -159,6 +164,25 @@ fn first_packets_pass() {
     assert!(said.contains("10 packets transmitted, 10 received"), "{said}");
 }
 
+/// What a start may change of the ports: queues, offloads, hashing.
+fn nic_settings() -> String {
+    let words = ["-l", "-k", "-x", "-n", "-g"].map(|what| (what, if what == "-n" { "rx-flow-hash udp4" } else { "" }));
+    let asked =
+        ["lan", "wan"].into_iter().flat_map(|port| words.map(|(what, more)| format!("ethtool {what} {port} {more}")));
+    asked.map(|words| format!("{words}\n{}", text(&NET.run(Place::Router, &words).stdout))).collect()
+}
+
+/// Where the NIC's own hash says whose a packet is, none has come to another worker.
+fn packets_come_home(router: &Router) {
+    let said = router.said();
+    let by_nic = said.lines().find(|line| line.contains("home by NIC RSS"));
+    let stats = stats(router);
+    let workers = stats["workers"].as_array().expect("workers");
+    let handed: u64 = workers.iter().filter_map(|worker| worker["handed_over"].as_u64()).sum();
+    eprintln!("  {handed} packets handed from worker to worker; {}", by_nic.unwrap_or("no home by the NIC"));
+    assert!(by_nic.is_none() || handed == 0, "{handed} packets came to a worker that was not theirs: {stats}");
+}
+
 fn state_is_kept(router: &Router, bytes: usize) {
     step("pings", || {
         NET.must(Place::Lan, "ping -c 1 -W 5 fd02::2");
@@ -176,6 +200,11 @@ fn state_is_kept(router: &Router, bytes: usize) {
         step("datagrams", || ends::echoes(to, 500, 1472, 16))
     })
     .unwrap_or_else(|error| panic!("{error}\n{}", router.ask(&["stats"])));
+    // What the router says itself: an error, a reset.
+    let expired = text(&NET.run(Place::Lan, "ping -c 1 -W 5 -t 1 10.2.0.2").stdout);
+    assert!(expired.contains("From 10.1.0.1") && expired.contains("Time to live exceeded"), "{expired}");
+    let reset = at(&NET, Place::Lan, || ends::who(v4("10.2.0.2", 99)));
+    assert!(reset.as_ref().is_err_and(|error| error.contains("refused")), "{reset:?}");
     // Nobody outside may begin.
     let refused = at(&NET, Place::Wan, || ends::who(v4("10.1.0.2", PORT)));
     assert!(refused.is_err(), "a connection from outside went through: {refused:?}");
@@ -221,6 +250,18 @@ fn all_queues_worked(router: &Router, driver: &str) {
             assert_eq!(queue["xsk"][loss], 0, "{loss}: {queue}");
         }
     }
+}
+
+#[test]
+fn igb_is_not_given_frames_that_it_would_cut() {
+    if driver().as_deref() != Some("igb") {
+        return;
+    }
+    let config = EdgeConfig { frame_size: 2048, mode: Mode::ZeroCopy, ..EdgeConfig::new("lan", "wan") };
+    LazyLock::force(&NET);
+    let refused = at(&NET, Place::Router, move || Edge::open(&config).map(|_| ()).map_err(|error| error.to_string()));
+    let said = refused.expect_err("2048 bytes hold one kilobyte");
+    assert!(said.contains("igb") && said.contains("cuts packets in two with frames of 2048 bytes"), "{said}");
 }
 
 /// A translated upload goes on over reloads. (Over a restart it may not: what comes back in between is for the router's own
