@@ -13,7 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use rtrb::{Consumer, RingBuffer};
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::{Mutex, Notify, broadcast};
+use tokio::time::MissedTickBehavior;
 
 use super::api::{Backend, BackendError, EventReport, Told};
 use super::change::{ChangeReport, ChangeWish};
@@ -96,6 +97,8 @@ pub struct Workers {
     /// Those in force.
     pub(super) settings: Mutex<Settings>,
     listening: Mutex<Option<Listening>>,
+    /// Told when somebody begins to listen: until then nobody looks for events.
+    listened: Notify,
     tracing: Mutex<Option<Tracing>>,
     pub(super) policy: Arc<ArcSwap<Policy>>,
     pub(super) routing: Arc<ArcSwap<Routing>>,
@@ -148,6 +151,7 @@ impl Workers {
             facts,
             settings: Mutex::new(settings),
             listening: Mutex::new(None),
+            listened: Notify::new(),
             tracing: Mutex::new(None),
             policy,
             routing,
@@ -167,10 +171,15 @@ impl Workers {
     /// Brings events from the workers to those who listen, until dropped.
     pub async fn serve_events(&self) {
         let mut tick = tokio::time::interval(LOOK_FOR_EVENTS);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             let mut listening = self.listening.lock().await;
-            let Some(present) = &mut *listening else { continue };
+            let Some(present) = &mut *listening else {
+                drop(listening);
+                self.listened.notified().await;
+                continue;
+            };
             self.fetch_events(present).await;
             if present.listeners.receiver_count() == 0 {
                 *listening = None;
@@ -411,6 +420,7 @@ impl Backend for Workers {
             present.rings.push(consumer);
         }
         *listening = Some(present);
+        self.listened.notify_one();
         Ok(receiver)
     }
 
