@@ -61,7 +61,8 @@ pub enum Poll {
     /// Never sleeps: the core is the worker's.
     #[default]
     Busy,
-    /// Sleeps in poll(2) when there was nothing to do for a while.
+    /// Sleeps in poll(2) when there was nothing to do for a while (`IDLE_BURSTS`). A packet wakes it at once, as does a
+    /// request; with neither it looks round every 50 ms (`SLEEP`), or when something is due (`tests/poll.rs`).
     Adaptive,
 }
 
