@@ -127,8 +127,8 @@ struct RunArgs {
     /// Cores to run workers on, such as 2,4-7
     #[arg(long, value_name = "LIST")]
     cores: Option<CpuList>,
-    /// What an idle worker does: busy (looks again at once) or adaptive (sleeps until a packet wakes it, which adds some
-    /// tens of microseconds to that packet) [default: busy]
+    /// What an idle worker does: busy (looks again at once) or adaptive (sleeps until a packet wakes it, which
+    /// delays that packet) [default: busy]
     #[arg(long, value_name = "HOW")]
     poll: Option<Poll>,
     /// Whether the interfaces are set up for the run, and given back at its end: auto (queues, RSS, offloads, interrupts), off
