@@ -206,11 +206,14 @@ impl<N: Nic> Setup<N> {
         };
         let Some(wanted) = wanted_channels(&now, queues, known.keep_queues) else { return Ok(()) };
         let value = Value::of_channels(&wanted);
-        let Err(mut error) = self.set(at, Setting::Channels, &value)? else { return Ok(()) };
+        let (affinities, mark) = (self.affinities(at), self.state.changes.len());
+        let Err(mut error) = self.set(at, Setting::Channels, &value)? else {
+            return self.note_affinities(at, &affinities, mark);
+        };
         // A table that names queues which are to go keeps them.
         if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EBUSY)) && self.default_table(at)? {
             match self.set(at, Setting::Channels, &value)? {
-                Ok(_) => return Ok(()),
+                Ok(_) => return self.note_affinities(at, &affinities, mark),
                 Err(again) => error = again,
             }
         }
@@ -219,6 +222,25 @@ impl<N: Nic> Setup<N> {
             now.receiving()
         ));
         Ok(())
+    }
+
+    /// Where a card's interrupts go.
+    fn affinities(&self, at: usize) -> Vec<(u32, String)> {
+        let nic = &self.nics[at];
+        nic.interrupts().iter().filter_map(|it| Some((it.irq, nic.affinity(it.irq).ok()?))).collect()
+    }
+
+    /// Some drivers lead the interrupts of new queues somewhere (virtio_net), and leave them there when the queues go. Noted below
+    /// change number `mark`, so that they are undone after the queues.
+    fn note_affinities(&mut self, at: usize, before: &[(u32, String)], mark: usize) -> io::Result<()> {
+        let (now, interface) = (self.affinities(at), self.name(at));
+        for (irq, cpus) in before {
+            let Some((_, moved)) = now.iter().find(|(known, now)| known == irq && now != cpus) else { continue };
+            let (before, after) = (Value::Cpus(cpus.clone()), Value::Cpus(moved.clone()));
+            let change = Change { interface: interface.clone(), setting: Setting::Affinity(*irq), before, after };
+            self.state.changes.insert(mark, change);
+        }
+        self.state.save(&self.folder)
     }
 
     /// Makes the RSS table the driver's own again; whether it had another one.

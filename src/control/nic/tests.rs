@@ -72,6 +72,10 @@ impl Nic for FakeNic {
             }
         }
         card.channels = Some(*wanted);
+        if self.interface.driver == "virtio_net" {
+            // As virtnet_set_affinity does: one CPU each for the queues in use.
+            (0..queues).for_each(|queue| drop(card.affinities.insert(40 + queue, queue.to_string())));
+        }
         Ok(())
     }
 
@@ -291,6 +295,19 @@ fn a_driver_that_takes_spare_queues_finds_none() {
     };
     // 8 at most: with 7, or 5, there are not as many to spare as there are CPUs.
     assert_eq!([virtio(2), virtio(4), virtio(64)], [7, 5, 3]);
+}
+
+#[test]
+fn interrupts_that_the_driver_leads_elsewhere_come_back_too() {
+    let folder = Folder::new();
+    let mut lan = nic("lan", card(128), &[]);
+    lan.interface.driver = "virtio_net".into();
+    let mut setup = both(lan, nic("wan", card(128), &[]), &wish(3, false), &folder);
+    setup.undo();
+    let affinities = setup.nics()[0].card.borrow().affinities.clone();
+    // What the driver made of those in use when the queues came back is its own doing, and told of.
+    assert_eq!(setup.nics()[0].card.borrow().channels, card(128).channels);
+    assert!((0..7).all(|queue| affinities[&(40 + queue)] == "0-7"), "{affinities:?} {:?}", setup.lost);
 }
 
 #[test]
