@@ -197,7 +197,8 @@ fn grown(before: [&Interface; PortId::COUNT], now: &[Interface; PortId::COUNT]) 
     let (before, now) = before.into_iter().zip(now).find(grew)?;
     let (name, driver, had, has) = (&now.name, driver(now), before.rx_queues, now.rx_queues);
     Some(format!(
-        "the driver of {name}{driver} has {has} receive queues with the program and {had} without, and kernels crash when those are \
+        "the driver of {name}{driver} has {has} receive queues with the program and {had} without, and kernels crash \
+         when those are \
          given back after zero-copy: `ethtool -L {name} combined {has}` before the start"
     ))
 }

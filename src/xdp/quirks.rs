@@ -81,7 +81,8 @@ pub const DRIVERS: &[Driver] = &[
         mtu: Some(3046),
         large_frames: true,
         notes: &[
-            "With frames of 2048 bytes zero-copy cuts packets of over 1024 bytes in two: buffers are whole KiB less the headroom, \
+            "With frames of 2048 bytes zero-copy cuts packets of over 1024 bytes in two: buffers are whole KiB less \
+             the headroom, \
              and the end of a packet is not looked at (igb_xsk.c; seen on 6.18 and 7.2).",
             "Attaching and detaching an XDP program resets the card; the link is gone for a second or more.",
             "With an empty fill ring at bind the first frames are lost and reception stands still for seconds (seen on 6.18).",
@@ -114,7 +115,8 @@ pub const DRIVERS: &[Driver] = &[
         keep_queues: true,
         is_virtual: true,
         notes: &[
-            "Native XDP wants at least as many receive queues as the peer has transmit queues, or answers ENOSPC (veth_xdp_set in \
+            "Native XDP wants at least as many receive queues as the peer has transmit queues, or answers ENOSPC \
+             (veth_xdp_set in \
              veth.c).",
             "The peer leaves checksums and segmentation undone unless `ethtool -K PEER tx off tso off` is said in its place.",
         ],
@@ -130,8 +132,10 @@ pub const DRIVERS: &[Driver] = &[
         notes: &[
             "Without a virtual IOMMU, bind answers EINVAL to zero-copy, not EOPNOTSUPP (virtnet_xsk_pool_enable; seen on 6.18).",
             "With an XDP program attached it takes one more pair of queues for each CPU, where the device has them, and receives \
-             on them too; ethtool's channels do not show that before 7.3 (virtnet_xdp_set). So it is given as many queues before that none are to spare.",
-            "When the program goes, so do these queues, but zero-copy sockets on them are not told: the next program that is attached \
+             on them too; ethtool's channels do not show that before 7.3 (virtnet_xdp_set). So it is given as many \
+             queues before that none are to spare.",
+            "When the program goes, so do these queues, but zero-copy sockets on them are not told: the next program \
+             that is attached \
              crashes the kernel (xsk_set_rx_need_wakeup in try_fill_recv; seen on 7.3). So they get no zero-copy.",
             "An RSS table set before the program is attached is lost by that (virtnet_rss_update_by_qpairs; seen on 6.18).",
         ],
@@ -142,7 +146,8 @@ pub const DRIVERS: &[Driver] = &[
 
 /// What every driver does, and the order of things that follows from it: what, then the source.
 pub const ALL_DRIVERS: &[&str] = &[
-    "The program is attached first, sockets are bound then: zero-copy paths take a program for granted (igb_xsk.c), and the number \
+    "The program is attached first, sockets are bound then: zero-copy paths take a program for granted (igb_xsk.c), \
+     and the number \
      of queues may change with it.",
     "The link must be up: bind answers ENETDOWN otherwise (xsk_bind), and one driver crashed \
      (github.com/Xilinx-CNS/onload/issues/177).",
