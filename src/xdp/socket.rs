@@ -260,8 +260,8 @@ impl XdpQueue {
 
     /// In zero-copy mode, with busy polling preferred, the kernel's sendmsg polls the receiving side and leaves it at that
     /// (`xsk_no_wakeup`): it relies on drivers that send from the same NAPI. virtio_net does not, nor igb unless it pairs its
-    /// queues, and there nothing would ever leave. So where frames go on waiting the preference is taken back: the socket still polls,
-    /// and wakes the driver too. (If this does not help either, a link may be down: then the next call asks for it again.)
+    /// queues, and there nothing would ever leave. So where frames go on waiting the preference is taken back: the socket
+    /// still polls, and wakes the driver too. (If this does not help either, a link may be down: the next call asks again.)
     fn change_preference(&mut self) {
         let wanted = !self.preferred;
         if set_option(self.fd(), libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, u32::from(wanted)).is_ok() {

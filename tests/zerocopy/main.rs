@@ -287,7 +287,6 @@ fn restarts_under_traffic(mut router: Router, driver: &str) {
     step("stop", || router.stop());
     // In busy polling the kernel wakes no driver, which must not keep one from sending.
     router = self::router(driver, "zero-copy", "busy", STATEFUL);
-    first_packets_pass();
     going_on(&router);
     // Killed, it leaves its queues to the kernel, which frees them late.
     router.program().signal(Signal::SIGKILL);
