@@ -13,6 +13,7 @@
 
 mod ahead;
 mod answer;
+mod batch;
 mod budget;
 mod dice;
 mod effects;
@@ -26,12 +27,12 @@ mod translate;
 mod waiting;
 mod witness;
 
+pub use batch::{BATCH, Batch};
 pub use effects::{Effects, Resolve};
 pub use handover::{Emigration, Parcel, immigrate};
 pub use shard::{Counters, Ledger, PortCounters, Shard, WallClock};
 pub use witness::{Answered, Ends, Exit, Meeting, Witness};
 
-use crate::arch;
 use crate::conntrack::{
     Candidate, ConnId, ConnRef, CtInfo, CtStatus, Direction, EndsV4, Manip, Sent, Template, Tracked, Tuple,
 };
@@ -53,84 +54,6 @@ use ahead::Seen;
 use shard::{Work, family_index};
 use shortcut::Shortcut;
 use surroundings::Surroundings;
-
-/// Packets of a batch. 64 is where the cost per packet stops falling (VPP's graph: 128 gains nothing more).
-pub const BATCH: usize = 64;
-
-/// Packets in hand that one port has received, oldest first.
-#[derive(Debug)]
-pub struct Batch {
-    port: PortId,
-    sent: Sent,
-    /// By another worker, which has counted them.
-    given: bool,
-    frames: Vec<Frame>,
-    /// Of all frames, in sum.
-    bytes: u64,
-}
-
-impl Default for Batch {
-    fn default() -> Batch {
-        Batch { port: PortId::LAN, sent: Sent::Here, given: false, frames: Vec::with_capacity(BATCH), bytes: 0 }
-    }
-}
-
-impl Batch {
-    /// Takes what `receive` puts into the list, as `port` has received it; returns how many packets and bytes.
-    ///
-    /// # Panics
-    /// When there are packets in hand.
-    #[inline]
-    pub fn fill(&mut self, port: PortId, receive: impl FnOnce(&mut Vec<Frame>) -> usize) -> (usize, u64) {
-        assert!(self.is_empty(), "the last batch was processed");
-        (self.port, self.sent, self.given) = (port, Sent::Here, false);
-        let count = receive(&mut self.frames);
-        for frame in &self.frames {
-            // Somebody else has just written the header; all of a batch's are fetched before the first is read.
-            arch::prefetch(frame.bytes());
-            self.bytes += frame.len() as u64;
-        }
-        (count, self.bytes)
-    }
-
-    /// Whether a packet that `port` has received can be appended.
-    pub fn takes(&self, port: PortId) -> bool {
-        self.port == port || self.is_empty()
-    }
-
-    /// Appends a packet that `port` has received.
-    ///
-    /// # Panics
-    /// When there are packets of another port in hand.
-    pub fn push(&mut self, port: PortId, frame: Frame) {
-        assert!(self.takes(port), "a batch is of one port");
-        (self.port, self.sent, self.given) = (port, Sent::Here, false);
-        self.bytes += frame.len() as u64;
-        self.frames.push(frame);
-    }
-
-    /// Appends a packet that another worker has received on `port`, and sent like this. `Some`: it does not belong with those in
-    /// hand, or there are enough.
-    pub fn give(&mut self, port: PortId, sent: Sent, frame: Frame) -> Option<Frame> {
-        let fits = self.is_empty() || self.given && (self.port, self.sent) == (port, sent) && self.len() < BATCH;
-        if !fits {
-            return Some(frame);
-        }
-        (self.port, self.sent, self.given) = (port, sent, true);
-        self.frames.push(frame);
-        None
-    }
-
-    /// Packets in hand.
-    pub fn len(&self) -> usize {
-        self.frames.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-}
 
 /// Decides every packet of `batch` and empties it. Afterwards each frame is in a queue of `effects` or waits in `shard`.
 pub fn process(
