@@ -673,7 +673,7 @@ mod tests {
             order.iter().map(|word| text.find(word).unwrap_or_else(|| panic!("no {word} in\n{text}"))).collect();
         assert!(found.is_sorted(), "{text}");
         assert!(!text.contains("ip_fragment") && !text.contains("tx_ring_empty"), "{text}");
-        assert!(text.contains("42 of 2000 entries (2.1 % full)"), "{text}");
+        assert!(text.contains("42 of 1000 entries (4.2 % full)"), "{text}");
         assert!(text.contains("IPv4 rules   1\n") && text.contains("9 packets       900 B  :FORWARD DROP"), "{text}");
         let mut quiet = StatsReport { rules: sample().rules, ..StatsReport::default() };
         quiet.rules.iter_mut().for_each(|rule| rule.matched = Traffic::default());

@@ -75,7 +75,8 @@ fn the_page_is_well_formed_and_says_what_the_report_says() {
     }
     assert_eq!(samples["xrouter_conntrack_entries{core=\"1\"}"], 21.0);
     assert_eq!(samples["node_nf_conntrack_entries"], 42.0);
-    assert_eq!(samples["node_nf_conntrack_entries_limit"], 2000.0);
+    // It is one for all workers.
+    assert_eq!(samples["node_nf_conntrack_entries_limit"], 1000.0);
     assert_eq!(samples["xrouter_interface_receive_packets_total{device=\"eth0\",queue=\"1\"}"], 1000.0);
     assert_eq!(samples["xrouter_xsk_rx_ring_full_total{device=\"eth1\",queue=\"0\"}"], 3.0);
     assert_eq!(samples["xrouter_worker_busy_ratio{core=\"0\"}"], 0.25);
