@@ -36,11 +36,6 @@ impl Conntrack {
         self.homes.is_some()
     }
 
-    /// The worker's number.
-    pub fn worker(&self) -> u16 {
-        self.homes.as_ref().map_or(0, |homes| homes.me())
-    }
-
     /// Connections of all workers; the own ones where there are no others.
     pub fn total(&self) -> usize {
         self.homes.as_ref().map_or(self.len(), |homes| homes.total())

@@ -482,3 +482,33 @@ fn connections_that_are_ended_under_traffic_leave_nothing_wrong() {
         assert_eq!(here, there, "seed {seed}: signposts that lead nowhere");
     }
 }
+
+/// What a rule has refused, or what was ended, is counted by nobody any more, at whichever worker it was.
+#[test]
+fn refused_connections_do_not_count_for_connlimit() {
+    let rules = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o wan0 -j MASQUERADE\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\n\
+        -A FORWARD -p tcp --syn -m connlimit --connlimit-above 3 --connlimit-mask 0 -j DROP\nCOMMIT\n";
+    for seed in 0..8 {
+        let mut router = many(4, rules, 4096, seed);
+        for round in 0..6u16 {
+            for number in 0..12 {
+                let talk = Talk { kind: 1, client: 2, server: 2, port: 1000 + 100 * round + number };
+                router.send(PortId::LAN, &talk.first());
+                router.settle(50).expect("no port was cut");
+            }
+            assert_eq!(router.take(PortId::WAN).len(), 3, "seed {seed}, round {round}");
+            for handle in &mut router.handles {
+                let (filter, entries) = (ConnFilter::default(), Vec::with_capacity(256));
+                let all = Walk { filter, delete_for: Some(1), cursor: Some(0), budget: 1 << 20, entries };
+                assert!(handle.line.ask(Request::Walk(Box::new(all))));
+            }
+            router.settle(200).expect("no port was cut");
+            for handle in &mut router.handles {
+                while handle.line.answer().is_some() {}
+            }
+            assert_eq!(router.shards().map(|shard| shard.conntrack.len()).sum::<usize>(), 0);
+            // Lists of connections are walked once in a millisecond at most.
+            router.advance(10_000_000);
+        }
+    }
+}
