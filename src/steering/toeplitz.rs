@@ -26,7 +26,7 @@ pub fn hash(key: &[u8], input: &[u8]) -> u32 {
 /// The hashes of all that `N` bytes at a certain place of the input can be: 1 KiB a byte.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Table<const N: usize> {
-    bytes: Box<[[u32; 256]]>,
+    bytes: Box<[[u32; 256]; N]>,
 }
 
 impl<const N: usize> Table<N> {
@@ -41,19 +41,19 @@ impl<const N: usize> Table<N> {
             }
             hashes
         };
-        Table { bytes: (at..at + N).map(of_byte).collect() }
+        Table { bytes: Box::new(core::array::from_fn(|n| of_byte(at + n))) }
     }
 
     /// The hash of input that has the same bytes at the place of this table and at that of the other.
     pub fn with(&self, other: &Table<N>) -> Table<N> {
-        let both = self.bytes.iter().zip(&other.bytes);
-        Table { bytes: both.map(|(a, b)| core::array::from_fn(|value| a[value] ^ b[value])).collect() }
+        let both = |n: usize| core::array::from_fn(|value| self.bytes[n][value] ^ other.bytes[n][value]);
+        Table { bytes: Box::new(core::array::from_fn(both)) }
     }
 
     /// What these bytes add to the hash (by exclusive or).
-    #[inline]
+    #[inline(always)]
     pub fn hash(&self, input: [u8; N]) -> u32 {
-        self.bytes.iter().zip(input).fold(0, |hash, (table, byte)| hash ^ table[usize::from(byte)])
+        (0..N).fold(0, |hash, n| hash ^ self.bytes[n][usize::from(input[n])])
     }
 }
 
