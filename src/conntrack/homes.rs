@@ -22,6 +22,7 @@ use std::collections::VecDeque;
 
 use super::expect::{Expectation, Expectations, SourceMask};
 use super::roster::Roster;
+use super::total::Total;
 use super::tuple::Tuple;
 use crate::steering::{Flow, Steering};
 use crate::wire::proto;
@@ -138,7 +139,7 @@ pub struct Homes {
     published: Arc<Published>,
     published_counts: (u64, u64),
     /// Connections of all workers.
-    total: Arc<AtomicUsize>,
+    total: Arc<Total>,
     roster: Arc<Roster>,
     /// Candidates of other homes count as taken.
     strict: bool,
@@ -168,7 +169,7 @@ impl Homes {
             outgoing.push(row);
         }
         let published = Arc::new(Published { places: (0..workers).map(|_| Place::default()).collect() });
-        let (total, roster) = (Arc::new(AtomicUsize::new(0)), Arc::<Roster>::default());
+        let (total, roster) = (Arc::new(Total::new()), Arc::<Roster>::default());
         let arrivals = Arc::<Arrivals>::default();
         let pairs = outgoing.into_iter().zip(incoming).enumerate();
         let one = |(me, (out, inward)): (usize, (Vec<_>, Vec<_>))| Homes {
@@ -341,9 +342,19 @@ impl Homes {
         }
     }
 
-    /// One more connection is in the own table.
+    /// One more connection is to be, of at most `max` of all workers; `false`: there are as many. What then has no place in the
+    /// own table is given back by [`Homes::release`], and what has one ends with [`Homes::end`].
+    pub(super) fn reserve(&self, max: usize) -> bool {
+        self.total.reserve(max)
+    }
+
+    /// A connection that was counted is not to be.
+    pub(super) fn release(&self) {
+        self.total.release();
+    }
+
+    /// A connection that was counted is in the own table.
     pub(super) fn begin(&mut self, original: &Tuple, reply: &Tuple) {
-        self.total.fetch_add(1, Ordering::Relaxed);
         for tuple in [original, reply] {
             let home = self.home(tuple);
             if home != self.me {
@@ -356,7 +367,7 @@ impl Homes {
 
     /// A connection has left the own table.
     pub(super) fn end(&mut self, original: &Tuple, reply: &Tuple) {
-        self.total.fetch_sub(1, Ordering::Relaxed);
+        self.release();
         if self.abroad.is_empty() {
             return;
         }
@@ -380,7 +391,7 @@ impl Homes {
     /// Connections of all workers.
     #[inline]
     pub(super) fn total(&self) -> usize {
-        self.total.load(Ordering::Relaxed)
+        self.total.get()
     }
 
     /// Connections that all workers have to know of.

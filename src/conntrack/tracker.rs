@@ -423,11 +423,7 @@ impl Conntrack {
             self.drop_early(victim, now);
         }
         new.conn.expires = now + new.conn.expires.as_ns();
-        let inserted = match self.table.len() < self.table.capacity() {
-            true => self.table.insert(&new).ok(),
-            false => None,
-        };
-        let Some(id) = inserted else {
+        let Some(id) = self.insert(&new) else {
             self.statistics.chaintoolong += 1;
             self.leave_roster(&new);
             return self.refuse_new(DropReason::ConntrackFull);

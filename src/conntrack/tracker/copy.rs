@@ -54,11 +54,11 @@ impl Conntrack {
     pub fn put_copy(&mut self, copy: &ConnCopy, now: Instant) {
         let tuples = [Direction::Original, Direction::Reply].map(|direction| copy.record.tuple(direction));
         let taken = tuples.iter().any(|tuple| self.find(tuple, self.hash(tuple)).is_some());
-        if taken || self.len() >= self.capacity() {
+        if taken {
             return;
         }
         let record = Prepared { note: copy.record.note.without_loans(), ..copy.record };
-        let Ok(id) = self.table.insert(&record) else { return };
+        let Some(id) = self.insert(&record) else { return };
         self.note_source(id, true);
         self.note_begin(id);
         if let Some(extra) = copy.extra {

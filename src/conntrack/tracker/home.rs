@@ -261,6 +261,19 @@ impl Conntrack {
         }
     }
 
+    /// Puts a connection into the table, and counts it among those of all workers. `None`: there is no room, or there are as many
+    /// as there may be.
+    pub(super) fn insert(&mut self, new: &Prepared) -> Option<ConnId> {
+        if self.homes.as_ref().is_some_and(|homes| !homes.reserve(self.settings.max)) {
+            return None;
+        }
+        let inserted = (self.table.len() < self.table.capacity()).then(|| self.table.insert(new).ok()).flatten();
+        if let (None, Some(homes)) = (inserted, &self.homes) {
+            homes.release();
+        }
+        inserted
+    }
+
     pub(super) fn note_begin(&mut self, id: ConnId) {
         if let Some(homes) = &mut self.homes {
             let [original, reply] = [Direction::Original, Direction::Reply].map(|way| self.table.tuple(id, way));
