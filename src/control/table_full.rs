@@ -118,8 +118,7 @@ struct Census {
 impl Census {
     fn count(&mut self, conn: &ConnView) {
         let original = &conn.original;
-        let port =
-            matches!(conn.proto, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP).then_some(original.dport);
+        let port = proto::has_ports(conn.proto).then_some(original.dport);
         self.entries += 1;
         *self.sources.entry(original.src).or_default() += 1;
         *self.prefixes.entry(prefix_of(original.src)).or_default() += 1;

@@ -71,7 +71,7 @@ pub struct Ends {
 impl Ends {
     /// The end of a packet that `manip` translates.
     pub(super) fn of(packet: &Packet, manip: Manip) -> Ends {
-        let has_ports = matches!(packet.proto, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP);
+        let has_ports = proto::has_ports(packet.proto);
         let is_query = packet.is_icmp() && !packet.is_icmp_error();
         let (addr, port) = match manip {
             Manip::Source => (packet.src, packet.sport),

@@ -14,4 +14,4 @@ mod address;
 mod bind;
 mod ports;
 
-pub use bind::{bind, bind_again, bind_null, bind_opened};
+pub use bind::{Random, bind, bind_again, bind_null, bind_opened};

@@ -1,4 +1,4 @@
-//! Which port a connection is given, when it cannot keep its own: [`choose`], Linux's `nf_nat_l4proto_unique_tuple`.
+//! Which port a connection is given, when it cannot keep its own: [`Search::choose_port`], Linux's `nf_nat_l4proto_unique_tuple`.
 //!
 //! Ports are tried one after the other from a random one on (with DNAT and without `--random` from the first), at most
 //! 128; where all are taken, from other random ones, 64, 32, 16 and 8. So a search takes 248 lookups at most, however
@@ -8,9 +8,9 @@
 //!
 //! Of no range, a source keeps to the class its port is of: 1 to 511, 600 to 1023, or 1024 to 65535.
 
+use super::bind::Search;
 use crate::conntrack::{Conntrack, Manip, Tuple};
-use crate::rules::{NatPorts, NatRange};
-use crate::time::Instant;
+use crate::rules::NatPorts;
 use crate::wire::proto;
 
 /// Tries of the first round (`NF_NAT_MAX_ATTEMPTS`).
@@ -29,17 +29,16 @@ const AHEAD: u32 = 8;
 pub(super) fn is_within(tuple: &Tuple, manip: Manip, ports: &NatPorts) -> bool {
     let number = match (tuple.proto, manip) {
         (proto::ICMP | proto::ICMPV6, _) => tuple.sport,
-        (proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP | proto::GRE, Manip::Source) => tuple.sport,
-        (proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP | proto::GRE, Manip::Destination) => tuple.dport,
-        _ => return true,
+        (ported, _) if ported != proto::GRE && !proto::has_ports(ported) => return true,
+        (_, Manip::Source) => tuple.sport,
+        (_, Manip::Destination) => tuple.dport,
     };
     (ports.low..=ports.high).contains(&number)
 }
 
 /// Whether its source has a number that may be changed.
 pub(super) fn has_number(tuple: &Tuple) -> bool {
-    let with_ports = matches!(tuple.proto, proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP);
-    with_ports || matches!(tuple.proto, proto::ICMP | proto::ICMPV6)
+    proto::has_ports(tuple.proto) || matches!(tuple.proto, proto::ICMP | proto::ICMPV6)
 }
 
 /// Where the numbers are that may be tried.
@@ -48,29 +47,6 @@ struct Span {
     size: u32,
     /// Which end of the tuple.
     end: Manip,
-}
-
-/// `None`: the number cannot be changed.
-fn span_of(conntrack: &Conntrack, tuple: &Tuple, range: &NatRange, manip: Manip) -> Option<Span> {
-    let given = range.ports.map(|NatPorts { low, high, .. }| (u32::from(low), u32::from(high) - u32::from(low) + 1));
-    let (own, end) = match tuple.proto {
-        proto::ICMP | proto::ICMPV6 => ((0, 65_536), Manip::Source),
-        // Only a call that PPTP announced has keys that somebody else is told.
-        proto::GRE if !conntrack.is_expected() => return None,
-        proto::GRE => ((1, 65_535), manip),
-        proto::TCP | proto::UDP | proto::UDPLITE | proto::SCTP => {
-            let own = match (manip, tuple.sport) {
-                (Manip::Destination, _) if given.is_none() => return None,
-                (_, 0..512) => (1, 511),
-                (_, 512..1024) => (600, 424),
-                _ => (1024, 64_512),
-            };
-            (own, manip)
-        }
-        _ => return None,
-    };
-    let (low, size) = given.unwrap_or(own);
-    Some(Span { low, size, end })
 }
 
 impl Span {
@@ -83,52 +59,73 @@ impl Span {
     }
 }
 
-/// Gives `tuple` a number at one end with which it is not taken. `false`: none was found; the tuple has the last one tried.
-pub(super) fn choose(
-    conntrack: &mut Conntrack,
-    tuple: &mut Tuple,
-    range: &NatRange,
-    manip: Manip,
-    random: &mut dyn FnMut(u16) -> u16,
-    now: Instant,
-) -> bool {
-    let Some(span) = span_of(conntrack, tuple, range, manip) else { return !conntrack.is_taken(tuple, now) };
-    let number = if span.end == Manip::Source { tuple.sport } else { tuple.dport };
-    let mut offset = match range.ports.and_then(|ports| ports.base) {
-        Some(base) => number.wrapping_sub(base),
-        None if range.random || range.random_fully || manip == Manip::Source => random(span.low as u16),
-        None => 0,
-    };
-    let mut attempts = span.size.min(ATTEMPTS);
-    loop {
-        for tried in 0..attempts {
-            if tried > 0 {
-                prefetch(conntrack, *tuple, &span, offset, tried == 1);
+impl Search<'_> {
+    /// Gives `tuple` a number at one end with which it is not taken. `false`: none was found; the tuple has the last one tried.
+    pub(super) fn choose_port(&mut self, tuple: &mut Tuple) -> bool {
+        let Some(span) = self.span_of(tuple) else { return !self.conntrack.is_taken(tuple, self.now) };
+        let number = if span.end == Manip::Source { tuple.sport } else { tuple.dport };
+        let mut offset = match self.range.ports.and_then(|ports| ports.base) {
+            Some(base) => number.wrapping_sub(base),
+            None if self.range.random || self.range.random_fully || self.manip == Manip::Source => {
+                (self.random)(span.low as u16)
             }
-            span.put(tuple, offset);
-            let mut skipped = 0;
-            while conntrack.is_not_to_be_tried(tuple) {
-                if skipped == SKIPPED {
-                    return false;
+            None => 0,
+        };
+        let mut attempts = span.size.min(ATTEMPTS);
+        loop {
+            for tried in 0..attempts {
+                if tried > 0 {
+                    prefetch(self.conntrack, *tuple, &span, offset, tried == 1);
                 }
-                skipped += 1;
-                offset = offset.wrapping_add(1);
                 span.put(tuple, offset);
+                let mut skipped = 0;
+                while self.conntrack.is_not_to_be_tried(tuple) {
+                    if skipped == SKIPPED {
+                        return false;
+                    }
+                    skipped += 1;
+                    offset = offset.wrapping_add(1);
+                    span.put(tuple, offset);
+                }
+                let taken = match attempts - tried <= HARDER {
+                    true => self.conntrack.is_taken_for_good(tuple, self.now),
+                    false => self.conntrack.is_taken(tuple, self.now),
+                };
+                if !taken {
+                    return true;
+                }
+                offset = offset.wrapping_add(1);
             }
-            let taken = match attempts - tried <= HARDER {
-                true => conntrack.is_taken_for_good(tuple, now),
-                false => conntrack.is_taken(tuple, now),
-            };
-            if !taken {
-                return true;
+            if attempts >= span.size || attempts < LAST_ROUND {
+                return false;
             }
-            offset = offset.wrapping_add(1);
+            attempts /= 2;
+            offset = (self.random)(span.low as u16);
         }
-        if attempts >= span.size || attempts < LAST_ROUND {
-            return false;
-        }
-        attempts /= 2;
-        offset = random(span.low as u16);
+    }
+
+    /// `None`: the number cannot be changed.
+    fn span_of(&self, tuple: &Tuple) -> Option<Span> {
+        let size = |low: u16, high: u16| u32::from(high) - u32::from(low) + 1;
+        let given = self.range.ports.map(|NatPorts { low, high, .. }| (u32::from(low), size(low, high)));
+        let (own, end) = match tuple.proto {
+            proto::ICMP | proto::ICMPV6 => ((0, 65_536), Manip::Source),
+            // Only a call that PPTP announced has keys that somebody else is told.
+            proto::GRE if !self.conntrack.is_expected() => return None,
+            proto::GRE => ((1, 65_535), self.manip),
+            ported if proto::has_ports(ported) => {
+                let own = match (self.manip, tuple.sport) {
+                    (Manip::Destination, _) if given.is_none() => return None,
+                    (_, 0..512) => (1, 511),
+                    (_, 512..1024) => (600, 424),
+                    _ => (1024, 64_512),
+                };
+                (own, self.manip)
+            }
+            _ => return None,
+        };
+        let (low, size) = given.unwrap_or(own);
+        Some(Span { low, size, end })
     }
 }
 

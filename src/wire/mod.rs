@@ -49,6 +49,13 @@ pub mod proto {
     pub const SCTP: u8 = 132;
     /// UDP-Lite.
     pub const UDPLITE: u8 = 136;
+
+    /// Whether it begins with two ports, and connection tracking tells connections by them (Linux's nf_conntrack has no DCCP any
+    /// more).
+    #[inline(always)]
+    pub const fn has_ports(proto: u8) -> bool {
+        matches!(proto, TCP | UDP | UDPLITE | SCTP)
+    }
 }
 
 /// Big-endian 16-bit field at `at`.
