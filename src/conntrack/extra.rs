@@ -38,10 +38,10 @@ impl Extra {
     }
 }
 
-/// Ends a chain.
+/// Ends the list of free places.
 const END: u32 = u32::MAX;
 
-/// A place for one, and the next in its chain or in the list of free ones.
+/// A place for one; or the next of the free ones.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     extra: Option<Extra>,
@@ -56,19 +56,15 @@ struct Slot {
 pub(super) struct Extras {
     slots: Vec<Slot>,
     free: u32,
-    buckets: Vec<u32>,
+    /// By the connection's number: 1 more than that of its own, 0 without one. Zeroes come from the kernel as pages that exist
+    /// once they are written to.
+    of_conn: Vec<u32>,
 }
 
 impl Extras {
     /// None yet, for a table of so many connections.
     pub(super) fn new(capacity: usize) -> Extras {
-        let buckets = (capacity / 64).next_power_of_two().clamp(16, 1 << 16);
-        Extras { slots: Vec::new(), free: END, buckets: vec![END; buckets] }
-    }
-
-    fn bucket(&self, conn: ConnId) -> usize {
-        // The table's numbers are dense: their low bits are as good as a hash.
-        conn.index() & (self.buckets.len() - 1)
+        Extras { slots: Vec::new(), free: END, of_conn: vec![0; capacity] }
     }
 
     /// Adds one that belongs to nobody yet.
@@ -90,23 +86,15 @@ impl Extras {
 
     /// It belongs to a connection in the table now.
     pub(super) fn attach(&mut self, number: MasterId, conn: ConnId) {
-        let bucket = self.bucket(conn);
         if let Some(slot) = self.slots.get_mut(number.0 as usize) {
-            (slot.conn, slot.next) = (Some(conn), self.buckets[bucket]);
-            self.buckets[bucket] = number.0;
+            slot.conn = Some(conn);
+            self.of_conn[conn.index()] = number.0 + 1;
         }
     }
 
     /// That of a connection.
     pub(super) fn of(&self, conn: ConnId) -> Option<MasterId> {
-        let mut number = self.buckets[self.bucket(conn)];
-        loop {
-            let slot = self.slots.get(number as usize)?;
-            if slot.conn == Some(conn) {
-                return Some(MasterId(number));
-            }
-            number = slot.next;
-        }
+        self.of_conn[conn.index()].checked_sub(1).map(MasterId)
     }
 
     /// The connection it belongs to, which is in the table.
@@ -129,18 +117,9 @@ impl Extras {
 
     /// Its connection is gone, or was never confirmed.
     pub(super) fn remove(&mut self, number: MasterId) {
-        let Some(&Slot { extra: Some(_), conn, next, serial }) = self.slots.get(number.0 as usize) else { return };
+        let Some(&Slot { extra: Some(_), conn, serial, .. }) = self.slots.get(number.0 as usize) else { return };
         if let Some(conn) = conn {
-            let bucket = self.bucket(conn);
-            let mut at = self.buckets[bucket];
-            if at == number.0 {
-                self.buckets[bucket] = next;
-            } else {
-                while self.slots[at as usize].next != number.0 {
-                    at = self.slots[at as usize].next;
-                }
-                self.slots[at as usize].next = next;
-            }
+            self.of_conn[conn.index()] = 0;
         }
         let serial = serial.wrapping_add(1);
         self.slots[number.0 as usize] = Slot { extra: None, conn: None, next: self.free, serial };
@@ -154,7 +133,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    /// What the architecture's page says.
+    /// With its entry by connection, what the architecture's page says.
     #[test]
     fn a_place_takes_96_bytes_at_most() {
         assert!(size_of::<Slot>() <= 96, "{}", size_of::<Slot>());
