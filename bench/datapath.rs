@@ -80,7 +80,6 @@ impl Rig {
             RuleVector::compile(&set)
         };
         let policy = Policy {
-            host_nat: false,
             generation: 1,
             v4: vector(ruleset, Family::V4),
             v6: vector(&rules::default_policy(Family::V6, "lan0", "wan0"), Family::V6),

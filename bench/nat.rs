@@ -64,7 +64,7 @@ impl Rig {
             RuleVector::compile(&rules::load("bench", text, family, &["lan0", "wan0"]).expect("good rules"))
         };
         let (v4, v6) = (vector(text, Family::V4), vector(PLAIN, Family::V6));
-        let policy = Policy { host_nat: false, generation: 1, v4, v6 };
+        let policy = Policy { generation: 1, v4, v6 };
         let settings = Settings { max: room, ..Settings::default() };
         Rig {
             shard: Shard::new(settings, [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210], &policy),

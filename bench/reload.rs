@@ -269,7 +269,7 @@ fn alone(count: usize, flows: usize) {
     let start = processor_time();
     let (old, new) = (load(0), load(1));
     let loaded = (processor_time() - start) / 2;
-    let mut policy = Policy { host_nat: false, generation: 1, v4: RuleVector::compile(&old), v6: v6() };
+    let mut policy = Policy { generation: 1, v4: RuleVector::compile(&old), v6: v6() };
     let start = processor_time();
     let unchanged = rules::unchanged(&old, &new);
     let paired = processor_time() - start;

@@ -27,9 +27,6 @@ pub struct Policy {
     pub v4: RuleVector,
     /// The chains of a forwarded packet, for IPv6.
     pub v6: RuleVector,
-    /// The kernel has the same nat tables, and translates what is for the host; whatever the vectors say of themselves
-    /// ([`RuleVector::host_translates`]).
-    pub host_nat: bool,
 }
 
 impl Policy {
@@ -38,13 +35,13 @@ impl Policy {
         self.v4.translates() || self.v6.translates()
     }
 
-    /// Whether the kernel translates what is for the host.
+    /// Whether the kernel has the same nat tables, and translates what is for the host.
     pub fn host_translates(&self, family: Family) -> bool {
         let vector = match family {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
         };
-        self.host_nat || vector.host_translates()
+        vector.host_translates()
     }
 }
 

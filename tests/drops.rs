@@ -22,7 +22,7 @@ fn accept_all() -> Policy {
         RuleVector::compile(&rules::load("accept", text, family, &["lan", "wan"]).expect("good rules"))
             .always_tracking()
     };
-    Policy { host_nat: false, generation: 1, v4: compile(Family::V4), v6: compile(Family::V6) }
+    Policy { generation: 1, v4: compile(Family::V4), v6: compile(Family::V6) }
 }
 
 fn settings() -> Settings {

@@ -149,7 +149,7 @@ fn ask_files(files: &FileArgs, question: &Question, sketch: &Sketch) -> Result<E
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
     let scene = Scene {
         rulesets,
-        policy: Arc::new(Policy { host_nat: false, generation: 1, v4, v6 }),
+        policy: Arc::new(Policy { generation: 1, v4, v6 }),
         routing,
         routes_assumed: !files.kernel_routes,
         settings: Settings::default(),

@@ -87,7 +87,7 @@ pub(super) fn run(args: &ReplayArgs) -> Result<(), Failure> {
             survey.see(port, &packet.frame);
         }
     }
-    let policy = Policy { host_nat: false, generation: 1, v4: RuleVector::compile(&v4), v6: RuleVector::compile(&v6) };
+    let policy = Policy { generation: 1, v4: RuleVector::compile(&v4), v6: RuleVector::compile(&v6) };
     let mut core = Replay::new(policy, &survey, Settings::default());
     replay(&mut core, &args.lan_pcap, &args.wan_pcap, &args.write)
 }

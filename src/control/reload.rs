@@ -284,7 +284,7 @@ pub(super) struct Before {
 pub fn compile(rulesets: &[Arc<Ruleset>; 2], track: Track, registry: &mut Registry) -> Policy {
     let compiled = |ruleset: &Arc<Ruleset>| tracking(RuleVector::compile_after(ruleset, registry, None), track);
     let [v4, v6] = rulesets.each_ref().map(compiled);
-    Policy { host_nat: false, generation: 1, v4, v6 }
+    Policy { generation: 1, v4, v6 }
 }
 
 fn tracking(vector: RuleVector, track: Track) -> RuleVector {
@@ -320,12 +320,7 @@ pub(super) fn compile_after(
         let previous = Previous { vector, unchanged: &pairs[at] };
         tracking(RuleVector::compile_after(&rulesets[at], registry, Some(previous)), track)
     };
-    Policy {
-        host_nat: false,
-        generation: policy.generation + 1,
-        v4: compiled(0, &policy.v4),
-        v6: compiled(1, &policy.v6),
-    }
+    Policy { generation: policy.generation + 1, v4: compiled(0, &policy.v4), v6: compiled(1, &policy.v6) }
 }
 
 /// Steps 1 and what can be made of it without a worker.

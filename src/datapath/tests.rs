@@ -56,7 +56,7 @@ impl Bench {
             let text = rules::default_policy(family, "lan0", "wan0");
             RuleVector::compile(&rules::load("default", &text, family, &["lan0", "wan0"]).expect("good rules"))
         };
-        let policy = Policy { host_nat: false, generation: 1, v4: vector(Family::V4), v6: vector(Family::V6) };
+        let policy = Policy { generation: 1, v4: vector(Family::V4), v6: vector(Family::V6) };
         let mut builder = routing();
         Bench {
             shard: Shard::new(Settings { max: 64, ..Settings::default() }, [1, 2], &policy),
@@ -361,7 +361,7 @@ fn every_random_match_draws_anew() {
     let text = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m statistic --mode random --probability 0.5 -j ACCEPT\n\
                 -A FORWARD -m statistic --mode random --probability 0.5 -j DROP\nCOMMIT\n";
     let rules = rules::load("dice", text, Family::V4, &["lan0", "wan0"]).expect("good rules");
-    router.policy = Policy { host_nat: false, generation: 2, v4: RuleVector::compile(&rules), ..router.policy };
+    router.policy = Policy { generation: 2, v4: RuleVector::compile(&rules), ..router.policy };
     let packet = |n: u16| udp(PortId::LAN, [10, 1, 0, 2], SERVER, (1000 + n, 80), 64, 8);
     let dropped = (0..400).filter(|&n| router.one(PortId::LAN, &packet(n)).is_none()).count();
     // A quarter; the same number for both rules would never drop one.

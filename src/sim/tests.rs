@@ -47,7 +47,7 @@ fn sized_simulator(max: usize, faults: Faults, seed: u64) -> Simulator {
         let text = rules::default_policy(family, "lan0", "wan0");
         RuleVector::compile(&rules::load("default", &text, family, &["lan0", "wan0"]).expect("good rules"))
     };
-    let policy = Policy { host_nat: false, generation: 1, v4: vector(Family::V4), v6: vector(Family::V6) };
+    let policy = Policy { generation: 1, v4: vector(Family::V4), v6: vector(Family::V6) };
     Simulator::new(policy, routing(), Settings { max, ..Settings::default() }, faults, seed)
 }
 

@@ -58,7 +58,7 @@ fn routing() -> Routing {
 
 impl Ours {
     pub(crate) fn new() -> Ours {
-        let policy = Policy { host_nat: false, generation: 1, v4: ruleset(Family::V4), v6: ruleset(Family::V6) };
+        let policy = Policy { generation: 1, v4: ruleset(Family::V4), v6: ruleset(Family::V6) };
         let shard = Shard::new(Settings { max: 1, ..Settings::default() }, [1, 2], &policy);
         Ours {
             policy,

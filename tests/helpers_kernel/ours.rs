@@ -50,7 +50,7 @@ fn policy(text: &str) -> Policy {
         let ruleset = rules::load("dialogue", &text, family, &["r0", "r1"]).unwrap_or_else(|wrong| panic!("{wrong}"));
         RuleVector::compile(&ruleset).always_tracking()
     };
-    Policy { generation: 1, host_nat: false, v4: vector(Family::V4, 4), v6: vector(Family::V6, 6) }
+    Policy { generation: 1, v4: vector(Family::V4, 4), v6: vector(Family::V6, 6) }
 }
 
 fn shard(policy: &Policy) -> Shard {

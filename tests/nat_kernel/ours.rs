@@ -44,7 +44,8 @@ pub(crate) struct Fate {
 }
 
 fn compiled(family: Family, text: &str) -> (Ruleset, RuleVector) {
-    let ruleset = rules::load("random", text, family, &PORTS).unwrap_or_else(|bad| panic!("{text}\n{bad}"));
+    let mut ruleset = rules::load("random", text, family, &PORTS).unwrap_or_else(|bad| panic!("{text}\n{bad}"));
+    ruleset.give_to_the_host();
     let vector = RuleVector::compile(&ruleset).always_tracking();
     (ruleset, vector)
 }
@@ -53,7 +54,7 @@ impl Ours {
     pub(crate) fn new() -> Ours {
         let none = |family| compiled(family, "").1;
         let (ruleset, v4) = compiled(Family::V4, "");
-        let policy = Policy { generation: 1, v4, v6: none(Family::V6), host_nat: true };
+        let policy = Policy { generation: 1, v4, v6: none(Family::V6) };
         let shard = Shard::new(Settings { max: 1, ..Settings::default() }, [1, 2], &policy);
         Ours {
             ruleset,
@@ -77,8 +78,8 @@ impl Ours {
         self.ruleset = ruleset;
         let generation = self.policy.generation + 1;
         self.policy = match v6 {
-            false => Policy { generation, v4: vector, v6: none, host_nat: true },
-            true => Policy { generation, v4: none, v6: vector, host_nat: true },
+            false => Policy { generation, v4: vector, v6: none },
+            true => Policy { generation, v4: none, v6: vector },
         };
         self.shard = Shard::new(settings.clone(), [secret, 2], &self.policy);
     }

@@ -52,7 +52,6 @@ impl Parts {
         let v4 = ruleset(script.rules_v4.as_ref(), Family::V4, &names)?;
         let v6 = ruleset(script.rules_v6.as_ref(), Family::V6, &names)?;
         let policy = Policy {
-            host_nat: false,
             generation: 1,
             v4: RuleVector::compile(&v4).always_tracking(),
             v6: RuleVector::compile(&v6).always_tracking(),

@@ -42,7 +42,7 @@ fn scene(v4: &str, v6: &str) -> Scene {
     let [v4, v6] = rulesets.each_ref().map(|ruleset| RuleVector::compile(ruleset));
     Scene {
         rulesets,
-        policy: Arc::new(Policy { host_nat: false, generation: 1, v4, v6 }),
+        policy: Arc::new(Policy { generation: 1, v4, v6 }),
         routing: routing(),
         routes_assumed: false,
         settings: Settings::default(),

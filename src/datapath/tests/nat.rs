@@ -1,23 +1,30 @@
 //! Address translation as packets see it. What Linux does with the same is the scenarios' affair.
 
 use super::*;
+use crate::rules::Ruleset;
 use crate::wire::{icmp, udp as udp_header};
 use std::net::Ipv4Addr;
 
 const WAN: [u8; 4] = [10, 2, 0, 1];
 const OTHER: [u8; 4] = [10, 1, 0, 3];
 
+fn ruleset(family: Family, text: &str) -> Ruleset {
+    rules::load("test", text, family, &["lan0", "wan0"]).expect("good rules")
+}
+
+fn text(nat: &str) -> String {
+    format!(
+        "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n{nat}COMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
+    )
+}
+
 /// A router with these nat rules, that forwards all else.
 fn router(nat: &str) -> Bench {
     let mut router = Bench::new();
-    let load = |family, text: &str| {
-        RuleVector::compile(&rules::load("test", text, family, &["lan0", "wan0"]).expect("good rules"))
-    };
-    let text = format!(
-        "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n{nat}COMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
-    );
+    let load = |family, text: &str| RuleVector::compile(&ruleset(family, text));
+    let text = text(nat);
     let v6 = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
-    router.policy = Policy { host_nat: false, generation: 2, v4: load(Family::V4, &text), v6: load(Family::V6, v6) };
+    router.policy = Policy { generation: 2, v4: load(Family::V4, &text), v6: load(Family::V6, v6) };
     router.builder.add_neighbour(PortId::LAN, ip("10.1.0.3"), CLIENT_MAC);
     for server in ["10.2.0.3", "10.2.0.4", "10.2.0.9"] {
         router.builder.add_neighbour(PortId::WAN, ip(server), SERVER_MAC);
@@ -84,10 +91,13 @@ fn a_destination_is_translated_before_the_route_is_looked_up() {
 
 #[test]
 fn what_is_for_the_host_in_the_end_is_not_translated() {
-    let mut router = router("-A PREROUTING -p udp --dport 53 -j REDIRECT --to-ports 5353\n");
+    let nat = "-A PREROUTING -p udp --dport 53 -j REDIRECT --to-ports 5353\n";
+    let mut router = router(nat);
     assert_eq!(router.one(PortId::LAN, &query()), None);
     assert_eq!(router.drops(DropReason::NatToHost), 1);
-    router.policy.host_nat = true;
+    let mut given = ruleset(Family::V4, &text(nat));
+    given.give_to_the_host();
+    router.policy = Policy { generation: 3, v4: RuleVector::compile(&given), ..router.policy };
     assert_eq!(router.one(PortId::LAN, &query()), None);
     assert_eq!(router.effects.punt.drain(..).next().expect("one").1.bytes(), query(), "as it came");
     assert!(router.shard.conntrack.is_empty());

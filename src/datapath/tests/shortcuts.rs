@@ -203,7 +203,7 @@ fn policy(text: &str, version: Version, generation: u64) -> Policy {
         RuleVector::compile(&rules::load("test", text, of, &["lan0", "wan0"]).expect("a generated file is good"))
             .always_tracking()
     };
-    Policy { host_nat: false, generation, v4: vector(Family::V4), v6: vector(Family::V6) }
+    Policy { generation, v4: vector(Family::V4), v6: vector(Family::V6) }
 }
 
 fn router(text: &str, version: Version, liberal: bool) -> Bench {

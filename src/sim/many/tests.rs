@@ -43,7 +43,7 @@ fn policy(v4: &str) -> Policy {
         RuleVector::compile(&rules::load("rules", text, family, &["lan0", "wan0"]).expect("good rules"))
     };
     let v6 = rules::default_policy(Family::V6, "lan0", "wan0");
-    Policy { host_nat: false, generation: 1, v4: vector(v4, Family::V4), v6: vector(&v6, Family::V6) }
+    Policy { generation: 1, v4: vector(v4, Family::V4), v6: vector(&v6, Family::V6) }
 }
 
 fn settings(max: usize) -> Settings {

@@ -19,7 +19,7 @@ const RULES: &str = "*filter\n:FORWARD ACCEPT [0:0]\n\
 fn copying() -> Simulator {
     let load = |family| rules::load("copies", RULES, family, &["lan", "wan"]).expect("good rules");
     let [v4, v6] = [Family::V4, Family::V6].map(|family| RuleVector::compile(&load(family)));
-    let policy = Policy { host_nat: false, generation: 1, v4, v6 };
+    let policy = Policy { generation: 1, v4, v6 };
     Simulator::new(policy, routing(), Settings { max: 1024, ..Settings::default() }, Faults::default(), 1)
 }
 
