@@ -7,10 +7,11 @@ use std::time::{Duration, Instant as Clock};
 use xrouter::conntrack::Settings;
 use xrouter::time::Instant;
 
+use crate::asked::privileged;
 use crate::compare::{Pair, describe, kernels_clock};
 use crate::step::{Entry, Step};
 use crate::testing::{self, Segment};
-use crate::{CLIENT, CLIENT6, SERVER, SERVER6, is_root};
+use crate::{CLIENT, CLIENT6, SERVER, SERVER6};
 
 fn plain() -> Settings {
     Settings { max: 1000, ..Settings::default() }
@@ -109,7 +110,7 @@ fn state_of(entries: &[Entry]) -> usize {
 
 #[test]
 fn every_cell_of_the_tcp_table_is_the_kernels() {
-    if !is_root("every_cell_of_the_tcp_table_is_the_kernels") {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new().expect("namespaces");
@@ -145,7 +146,7 @@ fn every_cell_of_the_tcp_table_is_the_kernels() {
 
 #[test]
 fn every_combination_of_flags_is_the_kernels_in_every_state() {
-    if !is_root("every_combination_of_flags_is_the_kernels_in_every_state") {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new().expect("namespaces");
@@ -204,7 +205,7 @@ fn sctp_path(path: &str) -> Vec<Step> {
 
 #[test]
 fn every_cell_of_the_sctp_table_is_the_kernels() {
-    if !is_root("every_cell_of_the_sctp_table_is_the_kernels") {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new().expect("namespaces");
@@ -276,7 +277,7 @@ fn timeouts(settings: &Settings) -> BTreeSet<u32> {
 /// Every timeout there is, told apart by its number: each is seen on both sides, and is the same.
 #[test]
 fn every_timeout_is_the_kernels() {
-    if !is_root("every_timeout_is_the_kernels") {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new().expect("namespaces");
@@ -323,7 +324,7 @@ fn with_payload(ends: &Ends) -> Step {
 /// Real seconds: UDP in use for more than two becomes a stream; and what has timed out begins anew, on both sides alike.
 #[test]
 fn connections_expire_when_the_kernels_do() {
-    if !is_root("connections_expire_when_the_kernels_do") {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new().expect("namespaces");

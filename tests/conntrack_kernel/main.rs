@@ -8,6 +8,8 @@
 //! Sequences of packets are named `SEED:NUMBER` and told by that name alone. `scripts/parity` runs as many as it is asked
 //! for; without it a fixed share runs. One that differs is made small, printed and can be kept as a scenario.
 
+#[path = "../support/asked.rs"]
+mod asked;
 mod compare;
 mod ctnetlink;
 #[path = "../daemon/mod.rs"]
@@ -22,6 +24,7 @@ mod step;
 mod testing;
 mod tool;
 
+use asked::{asked, asked_number, privileged};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant as Clock};
 
@@ -41,24 +44,6 @@ const SHARE: usize = 100_000;
 const SHARE_SECONDS: u64 = 15;
 /// Differences after which a run ends.
 const DIFFERENCES_MAX: usize = 10;
-
-fn is_root(name: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("XROUTER_TEST_ROOT").is_none(), "XROUTER_TEST_ROOT is set, but this is not root");
-    if !root {
-        eprintln!("{name}: needs root for network namespaces; not run");
-    }
-    root
-}
-
-/// A setting of `scripts/parity`.
-fn asked(name: &str) -> Option<String> {
-    std::env::var(format!("XROUTER_PARITY_{name}")).ok().filter(|value| !value.is_empty())
-}
-
-fn asked_number(name: &str) -> Option<u64> {
-    asked(name).map(|text| text.parse().unwrap_or_else(|_| panic!("XROUTER_PARITY_{name}: {text} is not a number")))
-}
 
 /// The number that tells the sequence `seed:number`.
 fn name_of(seed: u64, number: u64) -> u64 {
@@ -88,7 +73,7 @@ fn report(pair: &mut Pair, seed: u64, number: u64, last: usize, what: String) ->
 /// As many sequences as are asked for, each told by seed and number.
 #[test]
 fn random_sequences_are_seen_as_the_kernel_sees_them() {
-    if !is_root("random_sequences_are_seen_as_the_kernel_sees_them") {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new().unwrap_or_else(|error| panic!("cannot set up the namespaces: {error}"));

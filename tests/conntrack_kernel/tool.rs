@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout, Command, Output};
 use std::time::Duration;
 
+use crate::asked::asked_number;
 use crate::compare::describe;
 use crate::daemon::Daemon;
 use crate::generate;
@@ -14,7 +15,7 @@ use crate::kernel::Kernel;
 use crate::ours::Ours;
 use crate::step::Step;
 use crate::testing::{self, Segment};
-use crate::{CLIENT, SERVER, asked_number, name_of, some_of_everything};
+use crate::{CLIENT, SERVER, name_of, some_of_everything};
 use xrouter::conntrack::{Conntrack, LineOptions, Settings, Template, Tuple, ZoneDirection};
 use xrouter::device::PortId;
 use xrouter::packet::{L4, Packet};

@@ -5,6 +5,8 @@
 //!
 //! Needs root, a kernel with network namespaces and the helpers, iptables-legacy and conntrack; says so and passes without.
 
+#[path = "../support/asked.rs"]
+mod asked;
 mod dialogues;
 mod kernel;
 mod ours;
@@ -14,6 +16,7 @@ mod talk;
 #[path = "../../src/conntrack/testing.rs"]
 mod testing;
 
+use asked::{asked_number, privileged};
 use kernel::Kernel;
 use ours::Ours;
 use talk::{Router, Talk};
@@ -21,15 +24,6 @@ use talk::{Router, Talk};
 use dialogues::{
     AMANDA_SAYS, CLIENT_SAYS, CLIENT_SAYS_V6, IRC_SAYS, Nat, SERVER_SAYS, line, login, open_expected, say_and_go_on,
 };
-
-fn can_run() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("XROUTER_TEST_ROOT").is_none(), "XROUTER_TEST_ROOT is set, but this is not root");
-    if !root {
-        eprintln!("needs root for network namespaces; not run");
-    }
-    root
-}
 
 /// Both sides, and where they differ.
 struct Pair {
@@ -90,7 +84,7 @@ fn is_wanted(nat: Nat, turn: usize) -> bool {
 /// Under every translation, everything that either end may say.
 #[test]
 fn ftp_commands_are_read_and_written_as_the_kernel_does() {
-    if !can_run() {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new();
@@ -116,7 +110,7 @@ fn ftp_commands_are_read_and_written_as_the_kernel_does() {
 
 #[test]
 fn other_helpers_read_and_write_as_the_kernel_does() {
-    if !can_run() {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new();
@@ -185,7 +179,7 @@ fn other_helpers_read_and_write_as_the_kernel_does() {
 /// Two control connections announce the same port, and a command grows beyond what the way out takes.
 #[test]
 fn conflicts_end_as_the_kernels_end() {
-    if !can_run() {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new();
@@ -250,12 +244,10 @@ fn conflicts_end_as_the_kernels_end() {
 /// Dialogues at random; `XROUTER_PARITY_COUNT` says how many, `XROUTER_PARITY_SEED` from which number on.
 #[test]
 fn random_dialogues_go_as_through_the_kernel() {
-    if !can_run() {
+    if !privileged() {
         return;
     }
-    let asked =
-        |name: &str| std::env::var(format!("XROUTER_PARITY_{name}")).ok().and_then(|text| text.parse::<u64>().ok());
-    let (first, count) = (asked("SEED").unwrap_or(1), asked("COUNT").unwrap_or(60));
+    let (first, count) = (asked_number("SEED").unwrap_or(1), asked_number("COUNT").unwrap_or(60));
     let mut pair = Pair::new();
     let each = Nat::ALL.len() as u64;
     for nat in Nat::ALL {
@@ -270,7 +262,7 @@ fn random_dialogues_go_as_through_the_kernel() {
 /// PPTP's calls, and tunnels that both ends begin.
 #[test]
 fn tunnels_of_calls_go_where_the_kernels_go() {
-    if !can_run() {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new();
@@ -286,7 +278,7 @@ fn tunnels_of_calls_go_where_the_kernels_go() {
 /// Data connections, in both directions.
 #[test]
 fn expected_connections_go_where_the_kernels_go() {
-    if !can_run() {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new();
@@ -317,7 +309,7 @@ fn expected_connections_go_where_the_kernels_go() {
 /// Segments again, cut, late, and acknowledged in pieces, around a command that changes its length.
 #[test]
 fn sequence_numbers_are_those_of_the_kernel() {
-    if !can_run() {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new();

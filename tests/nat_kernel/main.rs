@@ -8,6 +8,8 @@
 //! A sequence is named `SEED:NUMBER` and told by that name alone, but for the ports that the kernel draws. `scripts/parity --nat`
 //! runs as many as it is asked for; without it a fixed share runs.
 
+#[path = "../support/asked.rs"]
+mod asked;
 mod compare;
 #[path = "../conntrack_kernel/ctnetlink.rs"]
 #[allow(dead_code)]
@@ -30,6 +32,7 @@ mod step;
 #[path = "../../src/conntrack/testing.rs"]
 mod testing;
 
+use asked::{asked, asked_number, privileged};
 use std::time::{Duration, Instant as Clock};
 
 use compare::Pair;
@@ -44,24 +47,6 @@ const SHARE: u64 = 40_000;
 const SHARE_SECONDS: u64 = 15;
 /// Differences after which a run ends.
 const DIFFERENCES_MAX: usize = 10;
-
-fn is_root(name: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("XROUTER_TEST_ROOT").is_none(), "XROUTER_TEST_ROOT is set, but this is not root");
-    if !root {
-        eprintln!("{name}: needs root for network namespaces; not run");
-    }
-    root
-}
-
-/// A setting of `scripts/parity`.
-fn asked(name: &str) -> Option<String> {
-    std::env::var(format!("XROUTER_PARITY_{name}")).ok().filter(|value| !value.is_empty())
-}
-
-fn asked_number(name: &str) -> Option<u64> {
-    asked(name).map(|text| text.parse().unwrap_or_else(|_| panic!("XROUTER_PARITY_{name}: {text} is not a number")))
-}
 
 /// The number that tells the sequence `seed:number`.
 fn name_of(seed: u64, number: u64) -> u64 {
@@ -78,7 +63,7 @@ fn report(pair: &mut Pair, seed: u64, number: u64, last: usize, what: String) ->
 
 #[test]
 fn random_rulesets_translate_as_the_kernel_translates() {
-    if !is_root("random_rulesets_translate_as_the_kernel_translates") {
+    if !privileged() {
         return;
     }
     let mut pair = Pair::new().unwrap_or_else(|error| panic!("cannot set up the namespaces: {error}"));

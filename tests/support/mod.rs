@@ -4,6 +4,10 @@
 //! Names are unique (`xr`, process id, counter, one letter), and every value takes what it made away when it is dropped,
 //! also when the test panics. What a killed run left is swept by the next one.
 
+mod asked;
+
+#[allow(unused_imports)] // each test uses what it needs
+pub(crate) use asked::privileged;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
@@ -57,16 +61,6 @@ pub(crate) struct Net {
 
 static TURN: Mutex<()> = Mutex::new(());
 static COUNTER: AtomicU32 = AtomicU32::new(0);
-
-/// Whether tests with namespaces can run. With `XROUTER_TEST_ROOT` set they must.
-pub(crate) fn privileged() -> bool {
-    let root = nix::unistd::Uid::effective().is_root();
-    assert!(root || std::env::var_os("XROUTER_TEST_ROOT").is_none(), "XROUTER_TEST_ROOT is set, but this is not root");
-    if !root {
-        eprintln!("passed over: network namespaces need root");
-    }
-    root
-}
 
 /// With `XROUTER_TEST_WORKERS=N` every router has so many workers, and every interface twice as many queues.
 fn workers() -> Option<u32> {

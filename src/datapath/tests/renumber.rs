@@ -17,7 +17,7 @@ fn router() -> Bench {
     let v4 = "*nat\n-A POSTROUTING -p udp --dport 99 -j SNAT --to-source 10.2.0.1\n-A POSTROUTING -o wan0 -j MASQUERADE\n\
               -A POSTROUTING -o lan0 -j MASQUERADE\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
     let v6 = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
-    router.policy = Policy { generation: 2, v4: load(Family::V4, v4), v6: load(Family::V6, v6), ..router.policy };
+    router.policy = Policy { generation: 2, v4: load(Family::V4, v4), v6: load(Family::V6, v6) };
     router.shard = Shard::new(Settings { max: RECORDS, ..Settings::default() }, [1, 2], &router.policy);
     router.builder.add_address(PortId::WAN, [10, 3, 0, 1], 24).add_neighbour(PortId::WAN, ip("10.3.0.2"), SERVER_MAC);
     router.routing = router.builder.build();
