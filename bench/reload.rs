@@ -93,7 +93,7 @@ impl Clock {
 }
 
 impl Device for Port {
-    fn receive(&mut self, into: &mut Vec<Frame>, max: usize) -> usize {
+    fn receive(&mut self, into: &mut Vec<Frame>, max: usize, _: &mut FramePool) -> usize {
         if let Some(clock) = &mut self.clock {
             clock.tick();
         }
@@ -106,7 +106,7 @@ impl Device for Port {
         count
     }
 
-    fn transmit(&mut self, queue: &mut VecDeque<Frame>) -> usize {
+    fn transmit(&mut self, queue: &mut VecDeque<Frame>, _: &mut FramePool) -> usize {
         let count = queue.len();
         self.sent.extend(queue.drain(..));
         count

@@ -5,6 +5,10 @@
 //! holds the token holds the bytes, so two owners of one buffer cannot be written in safe code. A device that gives a
 //! frame to the kernel consumes the token and makes it anew when the kernel gives the buffer back. Tokens are never
 //! dropped on the floor: a frame nobody wants goes back to the pool, and the sum over all places stays constant.
+//!
+//! Where packets may be longer than a frame of the device's memory there are *large* frames, too: of ordinary memory, known by
+//! their numbers ([`Frame::LARGE`]). A device puts a long packet together in one when it receives, and takes it apart when it
+//! sends; in between it is a frame like others. The pool keeps the two kinds apart, and each kind has a sum of its own.
 
 use core::fmt;
 use std::collections::VecDeque;
@@ -52,6 +56,9 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// Numbers from here on are of large frames, which are of no device's memory.
+    pub const LARGE: u32 = 1 << 31;
+
     /// The token for `buffer`, frame `number` of its memory. The packet is empty and starts at `start`.
     ///
     /// Holding the only reference to the buffer is what makes the token unique.
@@ -67,6 +74,12 @@ impl Frame {
     #[inline]
     pub fn number(&self) -> u32 {
         self.number
+    }
+
+    /// Whether it is a large frame; see the module's head.
+    #[inline]
+    pub fn is_large(&self) -> bool {
+        self.number >= Frame::LARGE
     }
 
     /// Byte offset of the packet in the buffer.
@@ -142,6 +155,7 @@ impl fmt::Debug for Frame {
 #[derive(Debug, Default)]
 pub struct FramePool {
     free: Vec<Frame>,
+    large: Vec<Frame>,
 }
 
 impl FramePool {
@@ -155,27 +169,54 @@ impl FramePool {
     pub fn in_memory(count: usize, size: usize) -> FramePool {
         let memory: &'static mut [u8] = Box::leak(vec![0u8; count * size].into_boxed_slice());
         let free = memory.chunks_exact_mut(size).enumerate().map(|(n, chunk)| Frame::new(n as u32, chunk, 0)).collect();
-        FramePool { free }
+        FramePool { free, large: Vec::new() }
     }
 
-    /// A free frame, if there is one.
+    /// Adds `count` large frames of `size` bytes of ordinary memory that lives as long as the process. They get the numbers from
+    /// `first` on, which the caller gives to no other large frame.
+    ///
+    /// # Panics
+    /// When the size is 0 or over 64 KiB, or a number too high.
+    pub fn add_large(&mut self, count: usize, size: usize, first: u32) {
+        let numbers = Frame::LARGE + first..=u32::MAX;
+        let memory: &'static mut [u8] = Box::leak(vec![0u8; count * size].into_boxed_slice());
+        let frames = memory.chunks_exact_mut(size).zip(numbers).map(|(chunk, number)| Frame::new(number, chunk, 0));
+        self.large.extend(frames);
+        assert!(first as usize + count <= Frame::LARGE as usize, "large frame numbers run out");
+    }
+
+    /// A free frame, if there is one; never a large one.
     #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         self.free.pop()
     }
 
-    /// A frame comes back.
-    #[inline]
-    pub fn put(&mut self, frame: Frame) {
-        self.free.push(frame);
+    /// A free large frame, if there is one.
+    pub fn take_large(&mut self) -> Option<Frame> {
+        self.large.pop()
     }
 
-    /// Frames free just now.
+    /// A frame comes back, of either kind.
+    #[inline]
+    pub fn put(&mut self, frame: Frame) {
+        if frame.is_large() {
+            self.large.push(frame);
+        } else {
+            self.free.push(frame);
+        }
+    }
+
+    /// Frames free just now, without large ones.
     pub fn len(&self) -> usize {
         self.free.len()
     }
 
-    /// Whether no frame is free.
+    /// Large frames free just now.
+    pub fn large(&self) -> usize {
+        self.large.len()
+    }
+
+    /// Whether no frame is free, large ones aside.
     pub fn is_empty(&self) -> bool {
         self.free.is_empty()
     }
@@ -185,11 +226,13 @@ impl FramePool {
 ///
 /// Calls never block. A burst goes: `receive`, the core decides, `transmit`, `kick`, `reclaim`, `refill`.
 pub trait Device {
-    /// Appends up to `max` received packets to `into`, oldest first; returns how many.
-    fn receive(&mut self, into: &mut Vec<Frame>, max: usize) -> usize;
+    /// Appends up to `max` received packets to `into`, oldest first; returns how many. What is longer than the device's frames
+    /// comes in a large frame from `pool`, which gets the device's own back at once.
+    fn receive(&mut self, into: &mut Vec<Frame>, max: usize, pool: &mut FramePool) -> usize;
 
     /// Takes frames from the front of `queue` for sending, as many as there is room for; the rest stays. Returns how many.
-    fn transmit(&mut self, queue: &mut VecDeque<Frame>) -> usize;
+    /// Large ones are copied to frames from `pool`, and go back there; they wait when it has too few.
+    fn transmit(&mut self, queue: &mut VecDeque<Frame>, pool: &mut FramePool) -> usize;
 
     /// Tells the other side, where it has to be told, that there is something to send or room to receive. Once per burst.
     ///
@@ -222,6 +265,10 @@ pub struct QueueStatistics {
     pub queue: u32,
     /// System calls made to start the kernel sending or receiving.
     pub wakeups: u64,
+    /// Received packets longer than a frame that were dropped because no large frame was free.
+    pub rx_no_large_frame: u64,
+    /// Received packets that were dropped because they are longer than a large frame.
+    pub rx_too_long: u64,
     /// Dropped for other reasons than an invalid descriptor.
     pub rx_dropped: u64,
     /// Dropped due to an invalid descriptor in the fill ring.
@@ -258,6 +305,21 @@ mod tests {
         assert_eq!((frame.bytes(), frame.len(), pool.len()), (&b"hello"[..], 5, 1));
         pool.put(frame);
         assert_eq!(pool.len(), 2);
+    }
+
+    #[test]
+    fn large_frames_are_kept_apart() {
+        let mut pool = FramePool::in_memory(1, 64);
+        pool.add_large(2, 9000, 0);
+        pool.add_large(1, 9000, 2);
+        assert_eq!((pool.len(), pool.large()), (1, 3));
+        let (small, large) = (pool.take().expect("one"), pool.take_large().expect("three"));
+        assert_eq!((small.is_large(), large.is_large(), large.number() - Frame::LARGE), (false, true, 2));
+        assert_eq!((large.capacity(), pool.take().is_none()), (9000, true));
+        pool.put(large);
+        assert!(pool.is_empty());
+        pool.put(small);
+        assert_eq!((pool.len(), pool.large()), (1, 3));
     }
 
     #[test]

@@ -18,12 +18,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use xrouter::device::{Device, Frame, PortId};
-use xrouter::xdp::{BusyPoll, Edge, EdgeConfig, EdgeError, Hook, Interface, Mode, Punter, Steer, WorkerQueues};
+use xrouter::xdp::{
+    BusyPoll, Edge, EdgeConfig, EdgeError, Hook, Interface, Mode, Punter, Steer, WorkerQueues, XdpQueue,
+};
 
 const LAN_ROUTER: &str = "10.77.1.1";
 const LAN_HOST: &str = "10.77.1.2";
 const WAN_ROUTER: &str = "10.77.2.1";
 const WAN_HOST: &str = "10.77.2.2";
+/// Large frames of each worker, where there are any.
+const LARGE_FRAMES: usize = 1024;
 const LOCAL: [&str; 4] = ["10.77.1.1", "10.77.2.1", "fd77:1::1", "fd77:2::1"];
 
 /// Three namespaces and two veth pairs. Removed when dropped, also when a test fails.
@@ -122,6 +126,13 @@ impl Lab {
         let output = self.output(at, &["sh", "-c", line]);
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Of both links.
+    fn set_mtu(&self, mtu: u32) {
+        for (at, name) in [(At::Lan, "eth0"), (At::Router, "lan0"), (At::Router, "wan0"), (At::Wan, "eth0")] {
+            self.ip(at, &["link", "set", name, "mtu", &mtu.to_string()]);
+        }
     }
 
     /// Whether a ping is answered within two seconds.
@@ -260,7 +271,7 @@ fn turn(
         let other = PortId(1 - port.0);
         let mut out = VecDeque::new();
         for queue in &mut worker.ports[port.index()] {
-            queue.receive(&mut received, 64);
+            queue.receive(&mut received, 64, &mut worker.pool);
         }
         for mut frame in received.drain(..) {
             if is_local(frame.bytes()) {
@@ -275,7 +286,7 @@ fn turn(
             seen.forwarded.fetch_add(1, Ordering::Relaxed);
             out.push_back(frame);
         }
-        worker.ports[other.index()][0].transmit(&mut out);
+        worker.ports[other.index()][0].transmit(&mut out, &mut worker.pool);
         out.into_iter().for_each(|frame| worker.pool.put(frame));
     }
     punter.flush();
@@ -308,6 +319,12 @@ fn check_frames(edge: &Edge, workers: &mut [(WorkerQueues, Punter)]) {
     };
     let lent: usize = workers.iter().map(|(queues, _)| lent(queues)).sum();
     let free: usize = workers.iter().map(|(queues, _)| queues.pool.len()).sum();
+    let large = |queues: &WorkerQueues| -> usize {
+        queues.pool.large() + queues.ports.iter().flatten().map(XdpQueue::large_held).sum::<usize>()
+    };
+    let large: usize = workers.iter().map(|(queues, _)| large(queues)).sum();
+    let expected = if edge.report().large == 0 { 0 } else { LARGE_FRAMES * workers.len() };
+    assert_eq!(large, expected, "large frames were lost or invented");
     assert_eq!(lent + free, edge.umem().frames(), "frames were lost or invented");
     assert_eq!(lent, edge.umem().lent(), "the table and the sockets count differently");
 }
@@ -622,14 +639,118 @@ fn all_queues_are_read_and_frames_kept() {
 #[test]
 fn jumbo_frames_get_bigger_buffers() {
     let lab = Lab::new(1);
-    for (at, name) in [(At::Lan, "eth0"), (At::Router, "lan0"), (At::Router, "wan0"), (At::Wan, "eth0")] {
-        lab.ip(at, &["link", "set", name, "mtu", "3000"]);
-    }
+    lab.set_mtu(3000);
     let forwarder = Forwarder::start(&lab, config(Mode::Auto));
     let big = lab.output(At::Lan, &["ping", "-c", "2", "-w", "2", "-M", "do", "-s", "2900", WAN_HOST]);
     assert!(big.status.success(), "{}", String::from_utf8_lossy(&big.stdout));
     let edge = forwarder.stop();
-    assert_eq!(edge.report().frame_size, 4096);
+    assert_eq!((edge.report().frame_size, edge.report().large), (4096, 0));
+}
+
+#[test]
+fn packets_longer_than_a_frame_pass_whole() {
+    for (mode, frame_size) in [(Mode::Copy, 0), (Mode::Copy, 2048), (Mode::Generic, 0)] {
+        let lab = Lab::new(2);
+        lab.set_mtu(9000);
+        let forwarder = Forwarder::start(&lab, EdgeConfig { workers: 2, frame_size, ..config(mode) });
+        // Lengths around those of one, two and three frames of either size; ping compares every byte that comes back.
+        for size in [64, 1750, 1764, 3542, 3556, 3784, 3798, 3812, 7624, 7638, 8952, 8972] {
+            for (from, to) in [(At::Lan, WAN_HOST), (At::Wan, "fd77:1::2")] {
+                let size = if to == WAN_HOST { size } else { size.min(8952) }.to_string();
+                let said = lab.output(from, &["ping", "-c", "2", "-i", "0.01", "-W", "2", "-M", "do", "-s", &size, to]);
+                let text = String::from_utf8_lossy(&said.stdout);
+                let sound = said.status.success() && text.contains(" 0% packet loss") && !text.contains("wrong data");
+                assert!(sound, "{mode}, {size} bytes to {to}: {text}");
+            }
+        }
+        let edge = forwarder.stop(); // checks the frames
+        assert_eq!((edge.report().mode, edge.report().large > 9018), (mode, true), "{:?}", edge.report());
+        assert!(edge.report().warnings.is_empty(), "{:?}", edge.report());
+    }
+}
+
+/// A worker of one queue a port, in the router's namespace, and one ping of so many bytes from the LAN for each call.
+fn with_worker(mtu: u32, test: impl FnOnce(&mut WorkerQueues, &dyn Fn(u32)) + Send + 'static) {
+    let lab = Lab::new(1);
+    lab.set_mtu(mtu);
+    let lan_host = lab.namespace(At::Lan);
+    lab.run(At::Router, move || {
+        let mut edge = Edge::open(&config(Mode::Copy)).expect("opens");
+        let mut worker = edge.take_worker(0).expect("the only one");
+        let ping = |size: u32| {
+            let size = size.to_string();
+            let words = ["netns", "exec", &lan_host, "ping", "-c", "1", "-W", "0.1", "-M", "do", "-s", &size, WAN_HOST];
+            Command::new("ip").args(words).output().expect("ping starts");
+        };
+        test(&mut worker, &ping);
+    });
+}
+
+#[test]
+fn as_many_long_packets_come_as_are_asked_for() {
+    with_worker(9000, |worker, ping| {
+        (0..30).for_each(|_| ping(8972));
+        let (queue, mut received) = (&mut worker.ports[0][0], Vec::new());
+        let (free, lent) = (worker.pool.len(), queue.lent().filling);
+        for (asked, all) in [(1, 1), (22, 23), (64, 30)] {
+            queue.receive(&mut received, asked, &mut worker.pool);
+            assert_eq!((received.len(), queue.large_held()), (all, 0));
+        }
+        assert!(received.iter().all(|frame| frame.is_large() && frame.len() == 9014), "{received:?}");
+        assert_eq!((worker.pool.len() - free, lent - queue.lent().filling), (90, 90), "three frames for each");
+    });
+}
+
+#[test]
+fn without_a_large_frame_long_packets_are_dropped_and_counted() {
+    with_worker(9000, |worker, ping| {
+        let taken: Vec<Frame> = std::iter::from_fn(|| worker.pool.take_large()).collect();
+        assert_eq!(taken.len(), LARGE_FRAMES);
+        let (queue, mut received) = (&mut worker.ports[0][0], Vec::new());
+        let free = worker.pool.len();
+        let lent = queue.lent().filling;
+        ping(5000);
+        ping(500);
+        queue.receive(&mut received, 64, &mut worker.pool);
+        assert_eq!(received.iter().map(Frame::len).collect::<Vec<_>>(), [542], "a short one comes through");
+        assert_eq!(Device::statistics(queue).rx_no_large_frame, 1);
+        assert_eq!((worker.pool.len() - free, lent - queue.lent().filling), (2, 3), "its frames are free again");
+        taken.into_iter().for_each(|frame| worker.pool.put(frame));
+        ping(5000);
+        queue.receive(&mut received, 64, &mut worker.pool);
+        assert_eq!(
+            (received[1].len(), Device::statistics(queue).rx_no_large_frame),
+            (5042, 1),
+            "and then they come again"
+        );
+    });
+}
+
+#[test]
+fn a_long_packet_waits_until_there_is_room_for_all_of_it() {
+    with_worker(9000, |worker, _| {
+        let (queue, pool) = (&mut worker.ports[1][0], &mut worker.pool);
+        let mut out: VecDeque<Frame> = std::iter::from_fn(|| pool.take_large()).take(200).collect();
+        // No address that anybody has: they end at the other side.
+        out.iter_mut().for_each(|frame| frame.fill(&[0x02; 9014]));
+        assert_eq!((queue.transmit(&mut out, pool), out.len()), (170, 30), "512 descriptors, three for each");
+        assert_eq!((queue.lent().sending, pool.large()), (510, LARGE_FRAMES - 30));
+        queue.kick().expect("the link is up");
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut reclaimed = 0;
+        while reclaimed < 510 {
+            reclaimed += queue.reclaim(pool);
+            assert!(Instant::now() < deadline, "{reclaimed} frames came back");
+        }
+        // With two free frames left, three are not to be had.
+        let mut hidden: Vec<Frame> = std::iter::from_fn(|| pool.take()).collect();
+        hidden.drain(..2).for_each(|frame| pool.put(frame));
+        assert_eq!((queue.transmit(&mut out, pool), out.len(), pool.len()), (0, 30, 2));
+        hidden.into_iter().for_each(|frame| pool.put(frame));
+        assert_eq!((queue.transmit(&mut out, pool), out.len(), pool.large()), (30, 0, LARGE_FRAMES));
+        queue.kick().expect("the link is up");
+        assert_eq!(queue.statistics().expect("the kernel answers").tx_invalid_descs, 0);
+    });
 }
 
 #[test]
@@ -695,18 +816,18 @@ fn preferred_busy_polling_is_taken_where_offered() {
 #[test]
 fn what_is_too_long_for_a_frame_is_dropped_and_counted() {
     let lab = Lab::new(1);
-    for (at, name) in [(At::Lan, "eth0"), (At::Router, "lan0"), (At::Router, "wan0"), (At::Wan, "eth0")] {
-        lab.ip(at, &["link", "set", name, "mtu", "3000"]);
-    }
-    let lan_host = lab.namespace(At::Lan);
+    let (lan_host, router) = (lab.namespace(At::Lan), lab.namespace(At::Router));
     let dropped = lab.run(At::Router, move || {
         let mut edge = Edge::open(&EdgeConfig { frame_size: 2048, ..config(Mode::Copy) }).expect("opens");
-        assert_eq!(edge.report().notes.len(), 2, "both MTUs are mentioned: {:?}", edge.report().notes);
+        // Nobody could know.
+        for (namespace, name) in [(&lan_host, "eth0"), (&router, "lan0")] {
+            run(&["ip", "-n", namespace, "link", "set", name, "mtu", "3000"]);
+        }
         let mut worker = edge.take_worker(0).expect("the only one");
         let ping = ["netns", "exec", &lan_host, "ping", "-c", "3", "-i", "0.05", "-w", "1", "-s", "2500", WAN_HOST];
         Command::new("ip").args(ping).output().expect("ping starts");
         let mut received = Vec::new();
-        worker.ports[0][0].receive(&mut received, 64);
+        worker.ports[0][0].receive(&mut received, 64, &mut worker.pool);
         assert!(received.is_empty(), "{received:?}");
         worker.ports[0][0].statistics().expect("the kernel answers").rx_dropped
     });

@@ -95,14 +95,14 @@ fn forward(
         for port in PortId::ALL {
             let other = PortId(1 - port.0).index();
             for queue in 0..worker.ports[port.index()].len() {
-                worker.ports[port.index()][queue].receive(&mut batch, BURST);
+                worker.ports[port.index()][queue].receive(&mut batch, BURST, &mut worker.pool);
                 for mut frame in batch.drain(..) {
                     let bytes = frame.bytes_mut();
                     bytes[..6].copy_from_slice(&hosts[other]);
                     bytes[6..12].copy_from_slice(&macs[other]);
                     out.push_back(frame);
                 }
-                forwarded += worker.ports[other][0].transmit(&mut out) as u64;
+                forwarded += worker.ports[other][0].transmit(&mut out, &mut worker.pool) as u64;
                 // No room: the frame is dropped, as a full queue does everywhere.
                 out.drain(..).for_each(|frame| worker.pool.put(frame));
             }

@@ -645,6 +645,7 @@ fn worker_report(stats: &WorkerStats, core: u32, routing: &Routing) -> WorkerRep
         idle_polls: stats.bursts - stats.busy_bursts,
         busy_ratio: if stats.bursts == 0 { 0.0 } else { stats.busy_bursts as f64 / stats.bursts as f64 },
         free_frames: stats.free_frames as u64,
+        free_large_frames: stats.free_large_frames as u64,
     }
 }
 
@@ -657,6 +658,8 @@ fn queue_report(stats: &QueueStats, transmitted: Traffic, routing: &Routing) -> 
         received: Traffic { packets: stats.receive_packets, bytes: stats.receive_bytes },
         transmitted,
         wakeups: device.wakeups,
+        rx_no_large_frame: device.rx_no_large_frame,
+        rx_too_long: device.rx_too_long,
         xsk: XskReport {
             rx_dropped: device.rx_dropped,
             rx_invalid_descs: device.rx_invalid_descs,

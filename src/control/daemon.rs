@@ -134,6 +134,9 @@ async fn serve(sources: Sources, config: &Config, cores: &[usize], rulesets: [Ar
     for line in edge.report().refused.iter().chain(&edge.report().notes) {
         tracing::info!("{line}");
     }
+    for line in &edge.report().warnings {
+        tracing::warn!("{line}");
+    }
 
     let mut registry = Registry::new(startup::secret()?);
     let policy = Arc::new(ArcSwap::from_pointee(reload::compile(&rulesets, config.track, &mut registry)));
@@ -414,11 +417,19 @@ impl Mirror {
                 tracing::warn!("{text}");
                 Ok(())
             }
+            netlink::Event::PortMtu(port) => {
+                let (it, longest) = (routing.port(*port), edge.report().longest_mtu());
+                if u32::from(it.mtu) > longest {
+                    tracing::warn!(
+                        "{}: the MTU is {} now: packets over {longest} bytes are dropped when received, until a restart",
+                        it.name,
+                        it.mtu
+                    );
+                }
+                Ok(())
+            }
             // `follow` above was all there is to do, or `Netlink::run` ends with an error.
-            netlink::Event::PortGone(_)
-            | netlink::Event::PortMac(_)
-            | netlink::Event::PortMtu(_)
-            | netlink::Event::Addresses => Ok(()),
+            netlink::Event::PortGone(_) | netlink::Event::PortMac(_) | netlink::Event::Addresses => Ok(()),
         }
     }
 }

@@ -286,12 +286,16 @@ fn sockets(page: &mut Page, report: &StatsReport) {
         let help = format!("The kernel's counter {name} of the AF_XDP socket (XDP_STATISTICS).");
         per_queue(page, report, &format!("xrouter_xsk_{name}_total"), &help, |queue| queue.xsk.fields()[n].1);
     }
+    let help = "Packets longer than a frame, dropped because no large frame was free.";
+    per_queue(page, report, "xrouter_rx_no_large_frame_total", help, |queue| queue.rx_no_large_frame);
+    let help = "Packets dropped because longer than the MTU at start.";
+    per_queue(page, report, "xrouter_rx_too_long_total", help, |queue| queue.rx_too_long);
     per_queue(page, report, "xrouter_xsk_wakeups_total", "System calls to wake the driver.", |queue| queue.wakeups);
 }
 
 fn workers(page: &mut Page, report: &StatsReport) {
     type Value = fn(&WorkerReport) -> f64;
-    let families: [(&str, &str, Type, Value); 12] = [
+    let families: [(&str, &str, Type, Value); 13] = [
         ("xrouter_forwarded_packets_total", "Packets forwarded.", Type::Counter, |w| w.forwarded as f64),
         ("xrouter_punted_packets_total", "Packets given to the host's stack.", Type::Counter, |w| w.punted as f64),
         ("xrouter_held_packets_total", "Packets that waited for a neighbour.", Type::Counter, |w| w.held as f64),
@@ -304,6 +308,9 @@ fn workers(page: &mut Page, report: &StatsReport) {
         ("xrouter_worker_bursts_total", "Bursts with packets in them.", Type::Counter, |w| w.bursts as f64),
         ("xrouter_worker_busy_ratio", "Share of polls that found packets, 0 to 1.", Type::Gauge, |w| w.busy_ratio),
         ("xrouter_worker_free_frames", "Frames nobody uses now.", Type::Gauge, |w| w.free_frames as f64),
+        ("xrouter_worker_free_large_frames", "Large frames nobody uses now.", Type::Gauge, |w| {
+            w.free_large_frames as f64
+        }),
     ];
     for (name, help, kind, value) in families {
         page.family(name, help, kind, per_core(report, value));

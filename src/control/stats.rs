@@ -147,6 +147,12 @@ pub struct QueueReport {
     pub transmitted: Traffic,
     /// System calls made to start the kernel sending or receiving.
     pub wakeups: u64,
+    /// Longer than a frame, and dropped because no large frame was free.
+    #[serde(default)]
+    pub rx_no_large_frame: u64,
+    /// Dropped because longer than a large frame.
+    #[serde(default)]
+    pub rx_too_long: u64,
     /// The kernel's own counters of the socket.
     pub xsk: XskReport,
 }
@@ -375,6 +381,9 @@ pub struct WorkerReport {
     pub busy_ratio: f64,
     /// Frames nobody uses now.
     pub free_frames: u64,
+    /// Large frames nobody uses now; 0 too where there are none, because the MTUs fit a frame.
+    #[serde(default)]
+    pub free_large_frames: u64,
 }
 
 /// One rule's counters, or a policy's.
@@ -472,6 +481,14 @@ impl StatsReport {
             for (name, count) in queue.xsk.fields().into_iter().filter(|&(name, _)| name != "tx_ring_empty_descs") {
                 if count > 0 {
                     writeln!(f, "  {count:>14}  {name:<20}  {} queue {}, by the kernel", queue.device, queue.queue)?;
+                }
+            }
+            for (name, count, why) in [
+                ("rx_no_large_frame", queue.rx_no_large_frame, "more long packets than large frames"),
+                ("rx_too_long", queue.rx_too_long, "longer than the MTU at start"),
+            ] {
+                if count > 0 {
+                    writeln!(f, "  {count:>14}  {name:<20}  {} queue {}, {why}", queue.device, queue.queue)?;
                 }
             }
         }
@@ -597,6 +614,8 @@ pub(crate) fn sample() -> StatsReport {
         received: traffic(1000),
         transmitted: traffic(900),
         wakeups: 5,
+        rx_no_large_frame: 0,
+        rx_too_long: 0,
         xsk: XskReport { rx_ring_full: 3, tx_ring_empty_descs: 77, ..XskReport::default() },
     };
     let worker = |core| WorkerReport {

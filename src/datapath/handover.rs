@@ -32,6 +32,17 @@ pub enum Parcel {
     Connection(Box<Emigration>),
 }
 
+impl Parcel {
+    /// The packet.
+    #[inline]
+    pub fn frame(&self) -> &Frame {
+        match self {
+            Parcel::Packet { frame, .. } => frame,
+            Parcel::Connection(emigration) => &emigration.frame,
+        }
+    }
+}
+
 /// A packet that begins a connection, between two workers.
 #[derive(Debug)]
 pub struct Emigration {

@@ -125,7 +125,7 @@ impl SimPort {
 }
 
 impl Device for SimPort {
-    fn receive(&mut self, into: &mut Vec<Frame>, max: usize) -> usize {
+    fn receive(&mut self, into: &mut Vec<Frame>, max: usize, _: &mut FramePool) -> usize {
         let mut wire = self.wire.lock();
         let mut count = 0;
         while count < max {
@@ -149,7 +149,7 @@ impl Device for SimPort {
         count
     }
 
-    fn transmit(&mut self, queue: &mut VecDeque<Frame>) -> usize {
+    fn transmit(&mut self, queue: &mut VecDeque<Frame>, _: &mut FramePool) -> usize {
         if self.random.chance(self.faults.refuse_transmit) {
             return 0;
         }

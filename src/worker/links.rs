@@ -4,7 +4,8 @@
 //! for frames that come back. Nothing here waits: what finds a ring full is dropped by whoever hands it over, and counted there.
 //!
 //! Frames change their worker with the packets in them. Whoever has taken frames over owes as many to the giver, and gives
-//! free ones back as he has them; so each worker has, in the long run, as many as at the start, whichever way packets go.
+//! free ones of the same kind back as he has them; so each worker has, in the long run, as many as at the start, whichever way
+//! packets go.
 //!
 //! A worker that sleeps is woken by who hands it something ([`Sleeper`]).
 
@@ -35,13 +36,32 @@ struct Link {
     incoming: Consumer<Parcel>,
     frames: Producer<Frame>,
     returned: Consumer<Frame>,
-    /// Frames that it has given and not got back.
+    /// Frames that it has given and not got back, large ones aside.
     owed: usize,
+    /// Large frames that it has given and not got back.
+    owed_large: usize,
     /// Frames that found no room in the ring.
     waiting: VecDeque<Frame>,
     reader: Option<Arc<Reader>>,
     /// It has been given something since it was last looked whether it sleeps.
     is_news: bool,
+}
+
+impl Link {
+    /// Gives back up to `owed` frames, as far as there is room and `take` has any; returns how many.
+    fn give_back(&mut self, owed: usize, mut take: impl FnMut() -> Option<Frame>) -> usize {
+        let mut given = 0;
+        while given < owed
+            && self.frames.slots() > 0
+            && let Some(frame) = take()
+        {
+            given += 1;
+            if let Err(PushError::Full(frame)) = self.frames.push(frame) {
+                self.waiting.push_back(frame);
+            }
+        }
+        given
+    }
 }
 
 /// See the module's head.
@@ -83,6 +103,7 @@ impl Links {
                     frames,
                     returned,
                     owed: 0,
+                    owed_large: 0,
                     waiting: VecDeque::new(),
                     reader: None,
                     is_news: false,
@@ -164,7 +185,10 @@ impl Links {
     pub(super) fn take(&mut self, worker: usize) -> Option<Parcel> {
         let link = self.links.get_mut(worker)?.as_mut()?;
         let parcel = link.incoming.pop().ok()?;
-        link.owed += 1;
+        match parcel.frame().is_large() {
+            false => link.owed += 1,
+            true => link.owed_large += 1,
+        }
         Some(parcel)
     }
 
@@ -181,17 +205,11 @@ impl Links {
                     break;
                 }
             }
-            if link.owed < least {
-                continue;
+            if link.owed >= least {
+                link.owed -= link.give_back(link.owed, || pool.take());
             }
-            while link.owed > 0
-                && link.frames.slots() > 0
-                && let Some(frame) = pool.take()
-            {
-                link.owed -= 1;
-                if let Err(PushError::Full(frame)) = link.frames.push(frame) {
-                    link.waiting.push_back(frame);
-                }
+            if link.owed_large >= least {
+                link.owed_large -= link.give_back(link.owed_large, || pool.take_large());
             }
         }
     }

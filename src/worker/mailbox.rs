@@ -233,6 +233,7 @@ pub(super) struct Turns {
     pub(super) bursts: u64,
     pub(super) busy_bursts: u64,
     pub(super) free_frames: usize,
+    pub(super) free_large_frames: usize,
 }
 
 /// A worker's counters at one moment.
@@ -270,6 +271,8 @@ pub struct WorkerStats {
     pub events_lost: u64,
     /// Frames free just now.
     pub free_frames: usize,
+    /// Large frames free just now.
+    pub free_large_frames: usize,
     /// By device.
     pub queues: Vec<QueueStats>,
 }
@@ -514,6 +517,7 @@ impl Mailbox {
             copies_lost: self.copies_lost,
             events_lost: self.events_lost.load(Ordering::Relaxed),
             free_frames: turns.free_frames,
+            free_large_frames: turns.free_large_frames,
             queues,
         }
     }

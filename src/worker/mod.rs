@@ -205,7 +205,7 @@ impl<D: Device, H: Host> Worker<D, H> {
         let mut total = self.take_over(now);
         for index in 0..self.devices.len() {
             let (port, device) = &mut self.devices[index];
-            let (count, bytes) = self.batch.fill(*port, |frames| device.receive(frames, BATCH));
+            let (count, bytes) = self.batch.fill(*port, |frames| device.receive(frames, BATCH, &mut self.pool));
             if count == 0 {
                 continue;
             }
@@ -306,7 +306,12 @@ impl<D: Device, H: Host> Worker<D, H> {
             receive_bytes: counted[1],
             device: device.statistics(),
         });
-        let turns = Turns { bursts: self.bursts, busy_bursts: self.busy_bursts, free_frames: self.pool.len() };
+        let turns = Turns {
+            bursts: self.bursts,
+            busy_bursts: self.busy_bursts,
+            free_frames: self.pool.len(),
+            free_large_frames: self.pool.large(),
+        };
         self.mailbox.serve(&mut self.shard, turns, queues, now);
     }
 
@@ -328,7 +333,7 @@ impl<D: Device, H: Host> Worker<D, H> {
             if queue.is_empty() {
                 continue;
             }
-            self.devices[self.sender[port.index()]].1.transmit(queue);
+            self.devices[self.sender[port.index()]].1.transmit(queue, &mut self.pool);
             while queue.len() > BACKLOG {
                 let frame = queue.pop_back().expect("longer than its limit");
                 self.shard.counters.drops.count(DropReason::TransmitFull);
@@ -394,7 +399,7 @@ impl<D: Device, H: Host> Worker<D, H> {
     pub fn frames_at_hand(&self) -> usize {
         let queued: usize = self.effects.transmit.iter().map(|queue| queue.len()).sum();
         let between = self.links.as_ref().map_or(0, Links::frames);
-        self.pool.len() + queued + self.shard.waiting() + between
+        self.pool.len() + self.pool.large() + queued + self.shard.waiting() + between
     }
 
     /// Its devices, for those who made them.

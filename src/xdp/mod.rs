@@ -17,6 +17,7 @@
 #![allow(unsafe_code)]
 
 mod abi;
+mod chain;
 mod error;
 mod ethtool;
 mod interface;
@@ -137,6 +138,8 @@ pub struct EdgeReport {
     pub huge_pages: bool,
     /// Bytes of a frame.
     pub frame_size: u32,
+    /// The longest packet that is taken in several frames, in bytes with its Ethernet header; 0 where one frame is enough.
+    pub large: u32,
     /// Frames in all.
     pub frames: u32,
     /// Whether the umem hangs on an idle socket on `lo`; if not, a port that is deleted ends both.
@@ -145,6 +148,16 @@ pub struct EdgeReport {
     pub busy_poll: bool,
     /// Other things worth a line in the log: sentences.
     pub notes: Vec<String>,
+    /// What will be lost, as sentences.
+    pub warnings: Vec<String>,
+}
+
+impl EdgeReport {
+    /// The largest MTU that fits what packets are received into.
+    pub fn longest_mtu(&self) -> u32 {
+        let room = if self.large == 0 { self.frame_size - HEADROOM as u32 } else { self.large };
+        room - port::LAYER2
+    }
 }
 
 /// What one worker owns: its queues of each port (at least one; the first is the one to transmit on) and the frames that
@@ -178,11 +191,12 @@ impl Edge {
         check_machine()?;
         let interfaces = port::interfaces(config)?;
         port::check_queues(config, &interfaces)?;
-        let program = Program::load(config.workers)?;
+        let large = port::large(config, &interfaces);
+        let program = Program::load(config.workers, large.is_some())?;
         for (port, interface) in PortId::ALL.into_iter().zip(&interfaces) {
             program.set_port(port, interface.ifindex, interface.mac);
         }
-        let opened = port::open(config, &interfaces, &program)?;
+        let opened = port::open(config, &interfaces, &program, large)?;
         let interfaces = opened.interfaces().clone();
         let report = opened.report(config);
         let workers = opened.share(config, &program)?;

@@ -4,11 +4,12 @@
 //! of it works, or all of it is undone and the next mode is tried; an attachment that the next mode can use stays, because
 //! attaching resets some network cards.
 
+use super::chain::PARTS_MAX;
 use super::program::{Attachment, Hook, Program};
 use super::quirks;
 use super::socket::{Binding, XdpQueue, bind_error, patiently};
 use super::umem::{HEADROOM, Owner, Umem};
-use super::{EdgeConfig, EdgeError, EdgeReport, Interface, MAX_PUNTERS, MAX_QUEUES, Mode, WorkerQueues};
+use super::{EdgeConfig, EdgeError, EdgeReport, Interface, MAX_PUNTERS, MAX_QUEUES, Mode, Netdev, WorkerQueues};
 use crate::device::{Device, FramePool, PortId};
 use std::io;
 use std::sync::Arc;
@@ -23,7 +24,11 @@ const ENOTSUPP: i32 = 524;
 /// Bytes of a huge page.
 const HUGE_PAGE: u32 = 2 << 20;
 /// Bytes of the longest layer-2 header a frame comes with: Ethernet and one tag.
-const LAYER2: u32 = 18;
+pub(super) const LAYER2: u32 = 18;
+/// Large frames of a worker, where there are any: for a batch of 64, what waits for sending (512), and what waits for neighbours.
+const LARGE_FRAMES: usize = 1024;
+/// Bytes that a packet may grow in a large frame (helpers that rewrite addresses in it).
+const GROWTH: u32 = 256;
 
 /// What was opened of one port.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,7 +91,6 @@ pub(super) fn check_queues(config: &EdgeConfig, interfaces: &[Interface]) -> Res
 pub(super) struct Opened {
     mode: Mode,
     refused: Vec<String>,
-    notes: Vec<String>,
     /// As they are with the program attached.
     interfaces: [Interface; PortId::COUNT],
     // The order matters on drop: off the interfaces first, then the sockets, then the umem.
@@ -94,6 +98,8 @@ pub(super) struct Opened {
     queues: Vec<XdpQueue>,
     umem: Arc<Umem>,
     anchored: bool,
+    /// Bytes of a large frame, if there are any.
+    large: Option<u32>,
 }
 
 /// What the workers will own.
@@ -109,6 +115,7 @@ pub(super) fn open(
     config: &EdgeConfig,
     interfaces: &[Interface; PortId::COUNT],
     program: &Program,
+    large: Option<u32>,
 ) -> Result<Opened, EdgeError> {
     let tried: &[Mode] = match config.mode {
         Mode::Auto => &[Mode::ZeroCopy, Mode::Copy, Mode::Generic],
@@ -133,11 +140,24 @@ pub(super) fn open(
                     refused.push(format!("{mode}: {grown}"));
                     continue;
                 }
-                match bind_all(config, &interfaces, *mode)? {
-                    Err(reason) => refused.push(format!("{mode}: {reason}")),
-                    Ok((umem, queues, anchored)) => {
-                        let (mode, notes) = (*mode, Vec::new());
-                        return Ok(Opened { mode, refused, notes, interfaces, attachments, queues, umem, anchored });
+                // Generic mode is the last: rather without long packets than not at all.
+                let lengths = if *mode == Mode::Generic && large.is_some() { &[large, None][..] } else { &[large] };
+                for large in lengths {
+                    match bind_all(config, &interfaces, *mode, *large)? {
+                        Err(reason) => refused.push(format!("{mode}: {reason}")),
+                        Ok((umem, queues, anchored)) => {
+                            let (mode, large) = (*mode, *large);
+                            return Ok(Opened {
+                                mode,
+                                refused,
+                                interfaces,
+                                attachments,
+                                queues,
+                                umem,
+                                anchored,
+                                large,
+                            });
+                        }
                     }
                 }
             }
@@ -210,8 +230,19 @@ fn driver(interface: &Interface) -> String {
 type Bound = (Arc<Umem>, Vec<XdpQueue>, bool);
 
 /// Binds a socket to every queue of both ports. The inner error is a sentence why the mode is not to be had.
-fn bind_all(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> Result<Result<Bound, String>, EdgeError> {
+fn bind_all(
+    config: &EdgeConfig,
+    interfaces: &[Interface],
+    mode: Mode,
+    large: Option<u32>,
+) -> Result<Result<Bound, String>, EdgeError> {
     let frame_size = frame_size(config, interfaces, mode);
+    if mode == Mode::ZeroCopy
+        && large.is_some()
+        && let Some(reason) = interfaces.iter().find_map(|interface| too_few_segments(interface, frame_size))
+    {
+        return Ok(Err(reason));
+    }
     if mode == Mode::ZeroCopy
         && frame_size < 4096
         && let Some(cuts) = interfaces.iter().find(|interface| quirks::of(&interface.driver).large_frames)
@@ -222,7 +253,7 @@ fn bind_all(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> Result
     let sockets: u32 = interfaces.iter().map(|interface| interface.rx_queues).sum();
     // Whole huge pages, whether there are any or not.
     let count = frames(config, sockets)?.next_multiple_of(HUGE_PAGE / frame_size.max(1));
-    let (umem, anchored) = umem(config, count, frame_size, mode)?;
+    let (umem, anchored) = umem(config, count, frame_size, mode, large.is_some())?;
     let mut queues = Vec::with_capacity(sockets as usize);
     for (port, interface) in PortId::ALL.into_iter().zip(interfaces) {
         for queue in 0..interface.rx_queues {
@@ -232,6 +263,7 @@ fn bind_all(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> Result
                 queue,
                 number: queues.len() as u16,
                 first: (queues.is_empty() && !anchored).then_some(mode),
+                large: large.is_some(),
                 rx_size: config.rx_ring,
                 tx_size: config.tx_ring,
                 busy_poll: config.busy_poll,
@@ -240,6 +272,10 @@ fn bind_all(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> Result
                 Ok(socket) => queues.push(socket),
                 Err(error) if mode == Mode::ZeroCopy && is_refusal(&error) => {
                     return Ok(Err(zero_copy_refusal(interface, &error)));
+                }
+                Err(error) if large.is_some() && error.raw_os_error() == Some(libc::EINVAL) => {
+                    let why = "the kernel takes no packets of several frames, for MTUs over";
+                    return Ok(Err(format!("{why} {} (Linux 6.6 or newer is needed)", room(frame_size) - LAYER2)));
                 }
                 Err(error) => return Err(bind_error(&binding, error)),
             }
@@ -255,13 +291,19 @@ fn bind_all(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> Result
 }
 
 /// A umem, and whether it hangs on an anchor. Zero-copy is what the first socket makes it, so that has to be a port's.
-fn umem(config: &EdgeConfig, count: u32, frame_size: u32, mode: Mode) -> Result<(Arc<Umem>, bool), EdgeError> {
+fn umem(
+    config: &EdgeConfig,
+    count: u32,
+    frame_size: u32,
+    mode: Mode,
+    large: bool,
+) -> Result<(Arc<Umem>, bool), EdgeError> {
     let new = || Umem::new(count, frame_size, config.rx_ring, config.tx_ring);
     let umem = new()?;
     if mode == Mode::ZeroCopy {
         return Ok((Arc::new(umem), false));
     }
-    if patiently(ANCHOR_PATIENCE, || umem.anchor()).is_ok() {
+    if patiently(ANCHOR_PATIENCE, || umem.anchor(large)).is_ok() {
         return Ok((Arc::new(umem), true));
     }
     // libxdp has given the failed socket's small rings to the umem: it can't be used for another.
@@ -297,6 +339,36 @@ fn frame_size(config: &EdgeConfig, interfaces: &[Interface], mode: Mode) -> u32 
     if interfaces.iter().any(needs_more) { 4096 } else { 2048 }
 }
 
+/// The longest packet that one frame takes, in bytes with its Ethernet header.
+fn room(frame_size: u32) -> u32 {
+    frame_size - HEADROOM as u32
+}
+
+/// Bytes of a large frame, when an MTU is larger than what any frame takes.
+pub(super) fn large(config: &EdgeConfig, interfaces: &[Interface]) -> Option<u32> {
+    let room = room(if config.frame_size == 2048 { 2048 } else { 4096 });
+    let longest = interfaces.iter().map(|interface| interface.mtu + LAYER2).max()?;
+    let parts = (PARTS_MAX as u32).min(config.rx_ring).min(config.tx_ring);
+    (longest > room).then(|| (longest + GROWTH).next_multiple_of(64).min(parts * room).min(u32::from(u16::MAX)))
+}
+
+/// Why a port can't take packets of its MTU in zero-copy mode, in frames of this size. (A driver without any zero-copy says so
+/// itself.)
+fn too_few_segments(interface: &Interface, frame_size: u32) -> Option<String> {
+    let features = Netdev::open().and_then(|mut netdev| netdev.xdp_features(interface.ifindex)).ok()?;
+    let (most, needed) = (features.zero_copy_segments, (interface.mtu + LAYER2).div_ceil(room(frame_size)));
+    if !features.zero_copy() || most >= needed {
+        return None;
+    }
+    let (name, driver, mtu) = (&interface.name, driver(interface), interface.mtu);
+    let takes = if most > 1 { format!("at most {most} frames") } else { "one frame".into() };
+    Some(format!(
+        "the driver of {name}{driver} puts a packet in {takes} in zero-copy mode, its MTU of {mtu} needs {needed}: \
+         `ip link set {name} mtu {}`",
+        most.max(1) * room(frame_size) - LAYER2
+    ))
+}
+
 /// Frames in all: enough for all rings, and half as many again for packets between them.
 fn frames(config: &EdgeConfig, sockets: u32) -> Result<u32, EdgeError> {
     let rings = sockets * (config.rx_ring + config.tx_ring);
@@ -324,12 +396,13 @@ impl Opened {
 
     pub(super) fn report(&self, config: &EdgeConfig) -> EdgeReport {
         let interfaces = &self.interfaces;
-        let mut notes = self.notes.clone();
-        let room = self.umem.frame_size() - HEADROOM;
+        let (mut notes, mut warnings) = (Vec::new(), Vec::new());
+        let room = self.large.unwrap_or(room(self.umem.frame_size() as u32));
         for interface in interfaces {
-            if (interface.mtu + LAYER2) as usize > room {
+            if interface.mtu + LAYER2 > room {
                 let (name, mtu) = (&interface.name, interface.mtu);
-                notes.push(format!("{name} has an MTU of {mtu}: packets over {room} bytes are dropped when received"));
+                warnings
+                    .push(format!("{name} has an MTU of {mtu}: packets over {room} bytes are dropped when received"));
             }
         }
         if self.mode == Mode::Generic {
@@ -356,10 +429,12 @@ impl Opened {
             ports,
             huge_pages: self.umem.huge_pages(),
             frame_size: self.umem.frame_size() as u32,
+            large: self.large.unwrap_or(0),
             frames: self.umem.frames() as u32,
             anchored: self.anchored,
             busy_poll: self.queues.iter().all(XdpQueue::busy_poll),
             notes,
+            warnings,
         }
     }
 
@@ -379,6 +454,11 @@ impl Opened {
         }
         for (number, frame) in frames.enumerate() {
             workers[number % config.workers].pool.put(frame);
+        }
+        if let Some(size) = self.large {
+            for (worker, first) in workers.iter_mut().zip((0..).step_by(LARGE_FRAMES)) {
+                worker.pool.add_large(LARGE_FRAMES, size as usize, first);
+            }
         }
         for worker in &mut workers {
             for queue in worker.ports.iter_mut().flatten() {

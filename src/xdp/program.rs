@@ -60,11 +60,12 @@ pub struct Program {
 unsafe impl Send for Program {}
 
 impl Program {
-    /// Loads the program with room for `punters` punters.
+    /// Loads the program with room for `punters` punters. `large`: drivers may give it packets in several buffers, of which it
+    /// looks into the first.
     ///
     /// # Errors
     /// When the process may not, or the kernel refuses the program.
-    pub fn load(punters: usize) -> Result<Program, EdgeError> {
+    pub fn load(punters: usize, large: bool) -> Result<Program, EdgeError> {
         listen_to_libbpf();
         let refused = |what: &str, error: &libbpf_rs::Error| refusal(what, error);
         let mut open = ObjectBuilder::default()
@@ -75,6 +76,9 @@ impl Program {
             if map.name() == "xrouter_punted" {
                 map.set_max_entries((punters.max(1) * abi::PUNT_BATCH) as u32).map_err(|e| refused("size", &e))?;
             }
+        }
+        for mut program in open.progs_mut().filter(|_| large) {
+            program.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
         }
         let object = open.load().map_err(|error| refused("load", &error))?;
         let map = |name: &str| {

@@ -6,7 +6,11 @@
 //!
 //! No call blocks. The kernel is entered from `kick` only, and only when a ring asks for it (need_wakeup), something waits
 //! to be sent, or preferred busy polling is on, where the socket's own calls are what drives the driver.
+//!
+//! Where an MTU is larger than a frame (`large`), a packet may be several descriptors each way; see [`super::chain`]. A queue
+//! without that has loops of its own, which do not look for it.
 
+use super::chain::{Chain, scatter};
 use super::umem::{Owner, Umem};
 use super::{EdgeError, Mode};
 use crate::device::{Device, Frame, FramePool, PortId, QueueStatistics};
@@ -58,6 +62,8 @@ pub(super) struct Binding<'a> {
     pub number: u16,
     /// Whether it is the first socket on its umem, which alone may say the mode.
     pub first: Option<Mode>,
+    /// Whether packets may be longer than a frame.
+    pub large: bool,
     pub rx_size: u32,
     pub tx_size: u32,
     pub busy_poll: Option<BusyPoll>,
@@ -107,6 +113,10 @@ pub struct XdpQueue {
     tx_size: u32,
     zero_copy: bool,
     busy_poll: bool,
+    /// For packets of several frames, where there may be some.
+    chain: Option<Chain>,
+    /// The frames of a packet that is being sent, between two lines of code.
+    parts: Vec<Frame>,
     /// Whether busy polling is preferred just now: see [`XdpQueue::change_preference`].
     preferred: bool,
     /// Kicks that sent nothing, since one did.
@@ -120,9 +130,8 @@ impl XdpQueue {
     pub(super) fn bind(umem: &Arc<Umem>, binding: &Binding<'_>) -> Result<XdpQueue, io::Error> {
         let size = |entries| QueueSize::new(entries).map_err(io::Error::other);
         let flags = match binding.first {
-            Some(Mode::ZeroCopy) => BindFlags::XDP_ZEROCOPY | BindFlags::XDP_USE_NEED_WAKEUP,
-            Some(_) => BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP,
-            // A socket that shares a umem takes the mode of the umem's first; naming one is an error.
+            Some(mode) => first_flags(mode, binding.large),
+            // A socket that shares a umem takes all this from the umem's first; naming any is an error.
             None => BindFlags::empty(),
         };
         let config = SocketConfig::builder()
@@ -155,6 +164,8 @@ impl XdpQueue {
             tx_size: binding.tx_size,
             zero_copy,
             busy_poll,
+            chain: binding.large.then(Chain::default),
+            parts: Vec::new(),
             preferred: busy_poll,
             in_vain: 0,
             gone: false,
@@ -196,6 +207,11 @@ impl XdpQueue {
     /// Frames this socket has lent to the kernel.
     pub fn lent(&self) -> RingFill {
         self.lent
+    }
+
+    /// Large frames it holds: one while it has a part of a packet.
+    pub fn large_held(&self) -> usize {
+        usize::from(self.chain.as_ref().is_some_and(Chain::holds))
     }
 
     /// Whether packets wait to be received, without receiving them.
@@ -327,8 +343,9 @@ impl XdpQueue {
     }
 }
 
-impl Device for XdpQueue {
-    fn receive(&mut self, into: &mut Vec<Frame>, max: usize) -> usize {
+/// Packets of one frame each: the usual case.
+impl XdpQueue {
+    fn receive_frames(&mut self, into: &mut Vec<Frame>, max: usize) -> usize {
         let mut received = 0;
         while received < max {
             let chunk = CHUNK.min(max - received);
@@ -346,7 +363,7 @@ impl Device for XdpQueue {
         received
     }
 
-    fn transmit(&mut self, queue: &mut VecDeque<Frame>) -> usize {
+    fn transmit_frames(&mut self, queue: &mut VecDeque<Frame>) -> usize {
         let mut room = self.tx.nb_free(queue.len().min(u32::MAX as usize) as u32) as usize;
         let mut sent = 0;
         while room > 0 && !queue.is_empty() {
@@ -362,6 +379,96 @@ impl Device for XdpQueue {
         }
         self.lent.sending += sent;
         sent
+    }
+}
+
+/// Packets of one or more frames.
+impl XdpQueue {
+    fn receive_chains(&mut self, chain: &mut Chain, into: &mut Vec<Frame>, max: usize, pool: &mut FramePool) -> usize {
+        let (before, mut received) = (into.len(), 0);
+        while into.len() - before < max {
+            let chunk = CHUNK.min(max - (into.len() - before));
+            // SAFETY: the descriptors are overwritten; what they say is checked by `give_back` before it is used.
+            let taken = unsafe { self.rx.consume(&mut self.scratch[..chunk]) };
+            for desc in &self.scratch[..taken] {
+                let part = self.umem.give_back(desc, Owner::Fill(self.number));
+                into.extend(chain.take(part, desc.has_more_frames(), pool));
+            }
+            received += taken;
+            if taken < chunk {
+                break;
+            }
+        }
+        assert!(received <= self.lent.filling, "received {received} frames of {} lent", self.lent.filling);
+        self.lent.filling -= received;
+        into.len() - before
+    }
+
+    fn transmit_chains(&mut self, queue: &mut VecDeque<Frame>, pool: &mut FramePool) -> usize {
+        let mut sent = 0;
+        let mut room = self.tx.nb_free(self.tx_size) as usize;
+        loop {
+            let mut filled = 0;
+            while let Some(frame) = queue.pop_front() {
+                // All frames of a packet or none, so that the kernel never sees half a packet.
+                if let Err(frame) = self.take_apart(frame, CHUNK.min(room) - filled, pool) {
+                    queue.push_front(frame);
+                    break;
+                }
+                let last = self.parts.len() - 1;
+                for (at, part) in self.parts.drain(..).enumerate() {
+                    self.scratch[filled] = self.umem.lend_part(part, Owner::Transmit(self.number), at < last);
+                    filled += 1;
+                }
+                sent += 1;
+            }
+            if filled == 0 {
+                return sent;
+            }
+            // SAFETY: the frames are of this umem and their tokens have ended.
+            let produced = unsafe { self.tx.produce(&self.scratch[..filled]) };
+            assert!(produced == filled, "the transmit ring took {produced} of {filled} frames it said it had room for");
+            self.lent.sending += filled;
+            room -= filled;
+        }
+    }
+
+    /// Puts the packet into `parts`, if there is room for all of it and the pool has enough frames; else it comes back.
+    fn take_apart(&mut self, frame: Frame, room: usize, pool: &mut FramePool) -> Result<(), Frame> {
+        if room == 0 {
+            return Err(frame);
+        }
+        if !frame.is_large() {
+            self.parts.push(frame);
+            return Ok(());
+        }
+        let least = frame.len().div_ceil(self.umem.frame_size());
+        if least > room || !scatter(frame.bytes(), pool, &mut self.parts) {
+            return Err(frame);
+        }
+        if self.parts.len() > room {
+            self.parts.drain(..).for_each(|part| pool.put(part));
+            return Err(frame);
+        }
+        pool.put(frame);
+        Ok(())
+    }
+}
+
+impl Device for XdpQueue {
+    fn receive(&mut self, into: &mut Vec<Frame>, max: usize, pool: &mut FramePool) -> usize {
+        match self.chain.take() {
+            None => self.receive_frames(into, max),
+            Some(mut chain) => {
+                let count = self.receive_chains(&mut chain, into, max, pool);
+                self.chain = Some(chain);
+                count
+            }
+        }
+    }
+
+    fn transmit(&mut self, queue: &mut VecDeque<Frame>, pool: &mut FramePool) -> usize {
+        if self.chain.is_some() { self.transmit_chains(queue, pool) } else { self.transmit_frames(queue) }
     }
 
     fn kick(&mut self) -> io::Result<()> {
@@ -428,6 +535,8 @@ impl Device for XdpQueue {
         QueueStatistics {
             queue: self.queue,
             wakeups: self.wakeups,
+            rx_no_large_frame: self.chain.as_ref().map_or(0, |chain| chain.no_large_frame),
+            rx_too_long: self.chain.as_ref().map_or(0, |chain| chain.too_long),
             rx_dropped: kernel.rx_dropped,
             rx_invalid_descs: kernel.rx_invalid_descs,
             tx_invalid_descs: kernel.tx_invalid_descs,
@@ -448,18 +557,25 @@ pub(super) struct Anchor {
 
 impl Anchor {
     /// Binds it, in copy mode, to the loopback's only queue: for one umem in a network namespace at a time.
-    pub(super) fn bind(umem: &Umem) -> io::Result<Anchor> {
+    pub(super) fn bind(umem: &Umem, large: bool) -> io::Result<Anchor> {
         let small = QueueSize::new(64).map_err(io::Error::other)?;
         let config = SocketConfig::builder()
             .rx_queue_size(small)
             .tx_queue_size(small)
             .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-            .bind_flags(BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP)
+            .bind_flags(first_flags(Mode::Copy, large))
             .build();
         let (tx, rx, fill, completion) = bind(umem, config, "lo", 0)?;
         umem.own_fd(rx.fd().as_raw_fd());
         Ok(Anchor { _rings: (tx, rx, fill, completion) })
     }
+}
+
+/// What the first socket on a umem says for all.
+fn first_flags(mode: Mode, large: bool) -> BindFlags {
+    let mode = if mode == Mode::ZeroCopy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
+    let large = if large { BindFlags::XDP_USE_SG } else { BindFlags::empty() };
+    mode | large | BindFlags::XDP_USE_NEED_WAKEUP
 }
 
 fn bind(

@@ -694,10 +694,10 @@ fn a_full_ring_leaves_frames_with_the_caller() {
         let offered = out.len();
         out.iter_mut().for_each(|frame| frame.fill(&ethernet(PEER, 0x88b5, &[7; 46])));
         let queue = &mut worker.ports[0][0];
-        let taken = queue.transmit(&mut out);
+        let taken = queue.transmit(&mut out, &mut worker.pool);
         assert_eq!((taken, out.len()), (64, offered - 64), "the ring holds 64");
         queue.kick().expect("the link is up");
         assert_eq!(queue.reclaim(&mut worker.pool), 64);
-        assert_eq!(queue.transmit(&mut out), 64.min(offered - 64));
+        assert_eq!(queue.transmit(&mut out, &mut worker.pool), 64.min(offered - 64));
     });
 }

@@ -25,6 +25,9 @@ use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
 /// Bytes that the kernel keeps free before a packet. `XDP_PACKET_HEADROOM`.
 pub const HEADROOM: usize = 256;
 
+/// The packet goes on in the next descriptor.
+const XDP_PKT_CONTD: u32 = 1;
+
 /// A frame's owner: user space (a token exists), or one ring of one socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Owner {
@@ -134,12 +137,12 @@ impl Umem {
         (0..self.entries.len() as u32).map(|number| unsafe { self.token(number, HEADROOM) }).collect()
     }
 
-    /// Binds the umem's idle first socket.
+    /// Binds the umem's idle first socket; `large`: packets may take several frames.
     ///
     /// # Errors
     /// When the loopback is down, or another umem is anchored there: then a port's socket has to be the first.
-    pub(super) fn anchor(&self) -> io::Result<()> {
-        let anchor = Anchor::bind(self)?;
+    pub(super) fn anchor(&self, large: bool) -> io::Result<()> {
+        let anchor = Anchor::bind(self, large)?;
         *self.anchor.lock().unwrap_or_else(PoisonError::into_inner) = Some(anchor);
         Ok(())
     }
@@ -218,6 +221,17 @@ impl Umem {
         desc.set_options(0);
         // SAFETY: the descriptor is of this umem and the token has ended: this is the only access to the frame.
         unsafe { self.inner.data_mut(&mut desc) }.cursor().set_pos(length);
+        desc
+    }
+
+    /// The same for one frame of a packet, with more of it to follow or not.
+    ///
+    /// # Panics
+    /// As [`Umem::lend`] does.
+    #[inline]
+    pub(super) fn lend_part(&self, frame: Frame, to: Owner, more: bool) -> FrameDesc {
+        let mut desc = self.lend(frame, to);
+        desc.set_options(if more { XDP_PKT_CONTD } else { 0 });
         desc
     }
 
