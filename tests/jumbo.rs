@@ -140,6 +140,11 @@ fn long_packets_pass_translated_and_over_two_workers() {
     for _ in 0..2 {
         all_passes(&net, &router, 2);
     }
+    // With NAT the worker sees what is for the host, and gives it back: in fragments, if it must.
+    for (router, most) in [("10.1.0.1", 8972), ("fd01::1", 8952)] {
+        let said = net.run(Place::Lan, &format!("ping -c 3 -i 0.05 -W 2 -M do -s {most} {router}"));
+        assert!(said.status.success(), "{router}: {}", text(&said.stdout));
+    }
     assert!(
         of_each(&router, "handed_over").iter().sum::<u64>() > 100,
         "long packets went from one worker to the other"

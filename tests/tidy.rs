@@ -36,7 +36,7 @@ const NARROW: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("verdict", &[]),
     ("device", &["time"]),
-    ("xdp", &["device", "time", "arch"]),
+    ("xdp", &["device", "wire", "time", "arch"]),
     ("steering", &["packet", "wire"]),
     ("conntrack", &["packet", "steering", "rewrite", "wire", "verdict", "device", "time", "arch"]),
     ("route", &["wire", "verdict", "device"]),

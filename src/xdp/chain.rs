@@ -5,10 +5,24 @@
 //! may be in several turns of `receive`: what there is of it stays in the queue's [`Chain`]. Each of its frames goes back to
 //! the pool as soon as it is copied. A packet that finds no large frame, or is longer than one, is dropped whole and counted.
 
+use super::port::LAYER2;
+use super::umem::HEADROOM;
 use crate::device::{Frame, FramePool};
 
 /// Most descriptors of a packet that the kernel sends in copy mode: the head of an skb and `MAX_SKB_FRAGS` pages.
 pub(super) const PARTS_MAX: usize = 18;
+
+/// Bytes at the end of a frame that the kernel keeps for itself in zero-copy mode, where packets may take several
+/// (`xsk_pool_get_tailroom`).
+const TAILROOM: u32 = 320;
+
+/// Frames of `frame_size` bytes that the longest packet at an MTU of `mtu` takes when it is received, as
+/// `xsk_pool_get_rx_frame_size` has it.
+pub fn frames_needed(mtu: u32, frame_size: u32, zero_copy: bool) -> u32 {
+    let room = frame_size - HEADROOM as u32;
+    let (length, room) = (mtu + LAYER2, if zero_copy { (room - TAILROOM) & !127 } else { room });
+    length.div_ceil(room)
+}
 
 /// The packet that a queue is receiving.
 #[derive(Debug, Default)]
@@ -140,6 +154,17 @@ mod tests {
             }
             prop_assert_eq!((chain.no_large_frame, chain.too_long), (0, 0));
         }
+    }
+
+    #[test]
+    fn long_packets_take_so_many_frames() {
+        let needed =
+            |mtu| (frames_needed(mtu, 4096, false), frames_needed(mtu, 4096, true), frames_needed(mtu, 2048, false));
+        assert_eq!(needed(1500), (1, 1, 1));
+        assert_eq!(needed(3822), (1, 2, 3));
+        assert_eq!(needed(3823), (2, 2, 3));
+        assert_eq!(needed(9000), (3, 3, 6));
+        assert_eq!(needed(65_535), (18, 19, 37));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod abi;
 mod chain;
 mod error;
 mod ethtool;
+mod fragment;
 mod interface;
 mod netdev;
 mod port;
@@ -30,6 +31,7 @@ mod socket;
 mod umem;
 
 pub use abi::{LOCAL_MAX, MAX_PUNTERS, MAX_QUEUES, PUNT_BATCH, PUNT_BYTES, Steer};
+pub use chain::frames_needed;
 pub use error::EdgeError;
 pub use ethtool::{
     Channels, DriverInfo, Ethtool, FIELD_DESTINATION, FIELD_DESTINATION_PORT, FIELD_SOURCE, FIELD_SOURCE_PORT,

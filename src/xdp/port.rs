@@ -4,7 +4,7 @@
 //! of it works, or all of it is undone and the next mode is tried; an attachment that the next mode can use stays, because
 //! attaching resets some network cards.
 
-use super::chain::PARTS_MAX;
+use super::chain::{PARTS_MAX, frames_needed};
 use super::program::{Attachment, Hook, Program};
 use super::quirks;
 use super::socket::{Binding, XdpQueue, bind_error, patiently};
@@ -239,7 +239,7 @@ fn bind_all(
     let frame_size = frame_size(config, interfaces, mode);
     if mode == Mode::ZeroCopy
         && large.is_some()
-        && let Some(reason) = interfaces.iter().find_map(|interface| too_few_segments(interface, frame_size))
+        && let Some(reason) = interfaces.iter().find_map(|interface| too_long_for_zero_copy(interface, frame_size))
     {
         return Ok(Err(reason));
     }
@@ -354,19 +354,29 @@ pub(super) fn large(config: &EdgeConfig, interfaces: &[Interface]) -> Option<u32
 
 /// Why a port can't take packets of its MTU in zero-copy mode, in frames of this size. (A driver without any zero-copy says so
 /// itself.)
-fn too_few_segments(interface: &Interface, frame_size: u32) -> Option<String> {
+fn too_long_for_zero_copy(interface: &Interface, frame_size: u32) -> Option<String> {
     let features = Netdev::open().and_then(|mut netdev| netdev.xdp_features(interface.ifindex)).ok()?;
-    let (most, needed) = (features.zero_copy_segments, (interface.mtu + LAYER2).div_ceil(room(frame_size)));
-    if !features.zero_copy() || most >= needed {
+    let (most, needed) = (features.zero_copy_segments, frames_needed(interface.mtu, frame_size, true));
+    if !features.zero_copy() || interface.mtu + LAYER2 <= room(frame_size) {
         return None;
     }
     let (name, driver, mtu) = (&interface.name, driver(interface), interface.mtu);
-    let takes = if most > 1 { format!("at most {most} frames") } else { "one frame".into() };
-    Some(format!(
-        "the driver of {name}{driver} puts a packet in {takes} in zero-copy mode, its MTU of {mtu} needs {needed}: \
-         `ip link set {name} mtu {}`",
-        most.max(1) * room(frame_size) - LAYER2
-    ))
+    if most < needed {
+        let takes = if most > 1 { format!("at most {most} frames") } else { "one frame".into() };
+        return Some(format!(
+            "the driver of {name}{driver} puts a packet in {takes} in zero-copy mode, its MTU of {mtu} needs {needed}: \
+             `ip link set {name} mtu {}`",
+            room(frame_size) - LAYER2
+        ));
+    }
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    (!quirks::leaves_long_packets_whole(&release)).then(|| {
+        format!(
+            "Linux {} writes over bytes of packets in several frames, which the MTU of {mtu} of {name} needs: Linux 7.0, 6.18.24 \
+             or 6.12.83 do not",
+            release.trim()
+        )
+    })
 }
 
 /// Frames in all: enough for all rings, and half as many again for packets between them.

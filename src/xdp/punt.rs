@@ -8,10 +8,12 @@
 //!
 //! Life: one for each worker, made by [`super::Edge::punter`]. `punt` stages, `flush` calls the kernel, which the worker does not
 //! do for every burst. The call runs the host's receive path on the caller's core: 11 to 15 us for one frame, 0.5 to 1.2 us each
-//! for 64 (the test `what_a_punt_costs` measures it).
+//! for 64 (the test `what_a_punt_costs` measures it). A run has room for one page; longer packets go in fragments
+//! ([`super::fragment`]).
 
 use super::EdgeError;
 use super::abi::{Config, PUNT_BATCH, PUNT_BYTES, PUNT_MAGIC, PUNT_META, PUNT_RUN, PuntSlot};
+use super::fragment;
 use super::program::{Mapped, Program};
 use crate::device::{Host, PortId};
 use libbpf_rs::libbpf_sys;
@@ -19,12 +21,15 @@ use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+/// Numbers for packets cut into fragments that a punter has: 64 punters share 16 bits.
+const CUTS: usize = 1024;
+
 /// What came of the frames that a punter was given, in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct PuntCounters {
     /// Handed to the kernel.
     pub punted: u64,
-    /// Not taken: shorter than an Ethernet header or longer than [`PUNT_BYTES`].
+    /// Not taken: shorter than an Ethernet header, or longer than [`PUNT_BYTES`] and not to be cut into fragments.
     pub misfit: u64,
     /// The kernel refused the call.
     pub refused: u64,
@@ -41,6 +46,8 @@ pub struct Punter {
     staged: usize,
     port: PortId,
     counters: PuntCounters,
+    /// Packets that were cut into fragments.
+    cut: usize,
     /// Losses that [`Host::flush`] has told of.
     told: u64,
 }
@@ -74,17 +81,27 @@ impl Punter {
             staged: 0,
             port: PortId::LAN,
             counters: PuntCounters::default(),
+            cut: 0,
             told: 0,
         })
     }
 
     /// Stages a copy of `frame` (from its Ethernet header) as received on `port`. Hands over what is staged when it is
-    /// of another port, or full. Returns whether the frame was taken.
+    /// of another port, or full. What is longer than [`PUNT_BYTES`] goes in fragments. Returns whether the frame was taken.
     pub fn punt(&mut self, port: PortId, frame: &[u8]) -> bool {
-        if !(14..=PUNT_BYTES).contains(&frame.len()) {
-            self.counters.misfit += 1;
-            return false;
+        if (14..=PUNT_BYTES).contains(&frame.len()) {
+            self.stage(port, frame);
+            return true;
         }
+        // Workers that cut at the same time do not take each other's numbers.
+        self.cut = (self.cut + 1) % CUTS;
+        let taken =
+            fragment::cut(frame, PUNT_BYTES, (self.number * CUTS + self.cut) as u16, |piece| self.stage(port, piece));
+        self.counters.misfit += u64::from(!taken);
+        taken
+    }
+
+    fn stage(&mut self, port: PortId, frame: &[u8]) {
         if self.staged == PUNT_BATCH || (self.staged > 0 && self.port != port) {
             self.flush();
         }
@@ -93,7 +110,6 @@ impl Punter {
         self.slots.copy_in(slot + offset_of!(PuntSlot, bytes), frame);
         self.slots.store(slot + offset_of!(PuntSlot, length), frame.len() as u32);
         self.staged += 1;
-        true
     }
 
     /// Hands over what is staged. A frame that the kernel does not take is counted, nothing more: it was for the host,

@@ -154,7 +154,20 @@ pub const ALL_DRIVERS: &[&str] = &[
     "A driver without zero-copy answers EOPNOTSUPP to it, or ENOTSUPP (524); some say EINVAL, ENOMEM or ENOSPC.",
     "A closed socket's queue is free some time later; until then bind answers EBUSY \
      (github.com/xdp-project/xdp-tutorial/issues/458).",
+    "In zero-copy mode, kernels before 7.0, 6.18.24 and 6.12.83 note a packet's further buffers at the end of its first one, over \
+     its bytes (commit 1ee1605138fc, \"xsk: respect tailroom for ZC setups\"): there packets of several frames get no zero-copy.",
 ];
+
+/// The kernels from which on packets of several frames are left whole in zero-copy mode, see [`ALL_DRIVERS`]: of the lines that
+/// were mended later, and of all.
+const LEFT_WHOLE: [[u32; 3]; 3] = [[6, 12, 83], [6, 18, 24], [7, 0, 0]];
+
+/// Whether this kernel (as `uname -r` has it) leaves packets of several frames whole in zero-copy mode.
+pub fn leaves_long_packets_whole(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|word| word.parse::<u32>().unwrap_or(0));
+    let now: [u32; 3] = std::array::from_fn(|_| numbers.next().unwrap_or(0));
+    now >= LEFT_WHOLE[2] || LEFT_WHOLE.iter().any(|since| now[..2] == since[..2] && now >= *since)
+}
 
 /// The table as `docs/NIC.md` has it.
 pub fn as_markdown() -> String {
@@ -189,6 +202,25 @@ mod tests {
         let documented = include_str!("../../docs/NIC.md");
         let ours = as_markdown();
         assert!(documented.ends_with(&ours), "docs/NIC.md should end with:\n{ours}");
+    }
+
+    #[test]
+    fn kernels_that_write_over_packets_are_known() {
+        for (release, whole) in [
+            ("6.1.0-13-amd64", false),
+            ("6.12.9-amd64", false),
+            ("6.12.83", true),
+            ("6.13.99", false),
+            ("6.18.23", false),
+            ("6.18.44-fc-v657", true),
+            ("6.19.0", false),
+            ("7.0.0", true),
+            ("7.3.4+deb13-amd64", true),
+            ("10.0", true),
+            ("", false),
+        ] {
+            assert_eq!(leaves_long_packets_whole(release), whole, "{release}");
+        }
     }
 
     #[test]

@@ -687,6 +687,34 @@ fn punting_refuses_what_does_not_fit_and_batches_the_rest() {
 }
 
 #[test]
+fn what_is_longer_than_a_punt_arrives_whole() {
+    in_namespace(|| {
+        let bench = Bench::new();
+        let mut punter = bench.edge.punter(0).expect("a punter");
+        let service = UdpSocket::bind("10.9.1.1:5300").expect("free");
+        let service6 = UdpSocket::bind(format!("[{V6}]:5300")).expect("free");
+        let mut buffer = vec![0; 10_000];
+        for length in [PUNT_BYTES - 42, PUNT_BYTES - 41, 3100, 6064, 6065, 6066, 8972] {
+            assert!(punter.punt(PortId::LAN, &datagram(length)));
+            // The same over IPv6, with the checksum it must have there.
+            let mut udp = datagram(length)[34..].to_vec();
+            let head = &ipv6(V6, UDP, &[])[22..];
+            let sum = crate::wire::checksum::sum(udp.len() as u64 + u64::from(UDP), head);
+            let sum = crate::wire::checksum::sum(sum, &udp);
+            udp[6..8].copy_from_slice(&(!crate::wire::checksum::fold(sum)).to_be_bytes());
+            assert!(punter.punt(PortId::LAN, &ipv6(V6, UDP, &udp)));
+            punter.flush();
+            for service in [&service, &service6] {
+                service.set_read_timeout(Some(std::time::Duration::from_secs(2))).expect("a time");
+                assert_eq!(service.recv(&mut buffer).expect("it arrives"), length);
+                assert!(buffer[..length].iter().all(|byte| *byte == length as u8), "{length} bytes arrived wrong");
+            }
+        }
+        assert_eq!((punter.counters().misfit, punter.counters().refused), (0, 0));
+    });
+}
+
+#[test]
 fn a_full_ring_leaves_frames_with_the_caller() {
     in_namespace(|| {
         let Bench { mut worker, edge: _edge } = Bench::new();

@@ -307,13 +307,14 @@ fn going_on(router: &Router) {
     }
 }
 
-/// Ports with an MTU of 9000, as long as it lives.
+/// All four NICs with an MTU of 9000, as long as it lives.
 struct Jumbo;
 
 impl Jumbo {
     fn set(mtu: u32) {
-        for port in ["lan", "wan"] {
-            NET.run(Place::Router, &format!("ip link set {port} mtu {mtu}"));
+        let all = [(Place::Router, "lan"), (Place::Router, "wan"), (Place::Lan, "eth0"), (Place::Wan, "eth0")];
+        for (place, name) in all {
+            NET.run(place, &format!("ip link set {name} mtu {mtu}"));
         }
     }
 }
@@ -324,13 +325,24 @@ impl Drop for Jumbo {
     }
 }
 
+/// Nothing but pings of whole packets of 9000 bytes, each compared.
+fn jumbo_pings() {
+    for (host, most) in [("10.2.0.2", 8972), ("fd02::2", 8952)] {
+        let said = NET.run(Place::Lan, &format!("ping -c 5 -i 0.1 -W 5 -M do -s {most} {host}"));
+        let said = text(&said.stdout);
+        assert!(said.contains(" 5 received") && !said.contains("wrong data"), "{said}");
+    }
+}
+
 #[test]
-fn an_mtu_of_9000_is_refused_or_told_of() {
-    let Some(_) = driver() else { return };
+fn an_mtu_of_9000_works_in_the_best_mode_that_can() {
+    let Some(driver) = driver() else { return };
     let _jumbo = Jumbo;
     Jumbo::set(9000);
-    // Without frags both drivers run an XDP program only on packets of one page.
-    for mode in ["zero-copy", "copy"] {
+    // virtio_net runs the program on packets of several buffers, but has no zero-copy for them; igb does neither.
+    let (cannot, best) =
+        if driver == "igb" { (&["zero-copy", "copy"][..], "generic") } else { (&["zero-copy"][..], "copy") };
+    for mode in cannot {
         let output = Router::command(&NET, &["--mode", mode]).output().expect("it starts");
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(3), "{said}");
@@ -338,9 +350,7 @@ fn an_mtu_of_9000_is_refused_or_told_of() {
     }
     let router = Router::start(&NET, &["--mode", "auto", "--poll", "adaptive"]);
     let said = router.said();
-    assert!(said.contains("xrouter ready mode=generic "), "{said}");
-    for port in ["lan", "wan"] {
-        assert!(said.contains(&format!("{port} has an MTU of 9000: packets over 3840 bytes are dropped")), "{said}");
-    }
+    assert!(said.contains(&format!("xrouter ready mode={best} ")) && !said.contains("are dropped"), "{said}");
+    step("pings of 9000 bytes", jumbo_pings);
     router.stop();
 }

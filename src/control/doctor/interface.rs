@@ -4,11 +4,14 @@ use super::Line;
 use super::facts::{Card, Facts};
 use super::machine::version;
 use crate::control::nic::HARMFUL;
-use crate::xdp::{FIELDS_ALL, FlowType, HEADROOM, MAX_QUEUES, PROGRAM_NAME, quirks};
+use crate::xdp::{FIELDS_ALL, FlowType, HEADROOM, MAX_QUEUES, PROGRAM_NAME, frames_needed, quirks};
 
-/// Bytes of the longest frame there is room for, with its layer-2 header.
-const LARGEST_FRAME: usize = 4096;
-const LAYER2: usize = 18;
+/// Bytes of the largest frame, of the longest packet in it with its layer-2 header, and of that header.
+const FRAME: u32 = 4096;
+const ROOM: u32 = FRAME - HEADROOM as u32;
+const LAYER2: u32 = 18;
+/// The first kernel with AF_XDP packets in several frames (`XDP_USE_SG`).
+const SEVERAL_FRAMES: (u32, u32) = (6, 6);
 
 pub(super) fn examine(card: &Card, facts: &Facts) -> Vec<Line> {
     let name = card.interface.name.as_str();
@@ -21,7 +24,7 @@ pub(super) fn examine(card: &Card, facts: &Facts) -> Vec<Line> {
     lines.push(program(card, facts));
     lines.push(queues(card, facts));
     lines.push(rss(card, facts));
-    lines.push(mtu(card));
+    lines.push(mtu(card, facts));
     lines.extend(offloads(card));
     lines.push(numa(card, facts));
     if card.interface.promiscuous {
@@ -210,21 +213,41 @@ fn rss(card: &Card, facts: &Facts) -> Line {
     }
 }
 
-fn mtu(card: &Card) -> Line {
-    let (name, mtu) = (&card.interface.name, card.interface.mtu);
-    let room = (LARGEST_FRAME - HEADROOM - LAYER2) as u32;
-    let limit = quirks::of(&card.interface.driver).mtu;
-    match limit {
-        Some(limit) if mtu > limit => {
-            let what = format!("{mtu}: the driver takes no more than {limit} with native XDP, and refuses the program");
-            Line::problem(name, "mtu", what).for_the_operator(format!("ip link set {name} mtu {limit}"))
+/// Whether packets of the MTU fit one frame, or which mode takes them in several.
+fn mtu(card: &Card, facts: &Facts) -> Line {
+    let (name, driver, mtu) = (&card.interface.name, &card.interface.driver, card.interface.mtu);
+    let (known, kernel) = (quirks::of(driver), version(&facts.release));
+    let most = known.mtu.unwrap_or(ROOM - LAYER2);
+    let reduce = |line: Line, to: u32| line.for_the_operator(format!("ip link set {name} mtu {to}"));
+    if mtu <= most {
+        return Line::ok(
+            name,
+            "mtu",
+            known.mtu.map_or(mtu.to_string(), |_| format!("{mtu}, up to {most} in one frame")),
+        );
+    }
+    if kernel.is_some_and(|kernel| kernel < SEVERAL_FRAMES) {
+        let what = format!("{mtu}: before Linux 6.6 no packets over {most} bytes, but in generic mode up to {ROOM}");
+        return reduce(Line::problem(name, "mtu", what), most);
+    }
+    let by_table = known.frags.zip(kernel).is_some_and(|(since, kernel)| kernel >= since);
+    if !card.xdp.map_or(by_table, |features| features.frags()) {
+        let what =
+            format!("{mtu}: {driver} has no packets of several buffers, so over {most} bytes only generic mode, slow");
+        return reduce(Line::warning(name, "mtu", what), most);
+    }
+    let needed = frames_needed(mtu, FRAME, true);
+    match card.xdp.filter(|features| features.zero_copy()).map(|features| features.zero_copy_segments.max(1)) {
+        Some(most) if most < needed => {
+            let what = format!("{mtu} takes {needed} frames a packet, {driver} {most} in zero-copy mode: copy mode");
+            reduce(Line::warning(name, "mtu", what), ROOM - LAYER2)
         }
-        _ if mtu > room => {
-            let what = format!("{mtu}: packets over {room} bytes are dropped when received");
-            Line::problem(name, "mtu", what).for_the_operator(format!("ip link set {name} mtu {room}"))
+        Some(_) if !quirks::leaves_long_packets_whole(&facts.release) => {
+            let what =
+                format!("{mtu}: copy mode, as this Linux writes over bytes of packets in several frames in zero-copy");
+            Line::warning(name, "mtu", what).for_the_operator("install Linux 7.0 or newer (or 6.18.24, 6.12.83)")
         }
-        Some(limit) => Line::ok(name, "mtu", format!("{mtu}, up to {limit} is possible")),
-        None => Line::ok(name, "mtu", mtu.to_string()),
+        _ => Line::ok(name, "mtu", format!("{mtu}, in {} frames a packet", frames_needed(mtu, FRAME, false))),
     }
 }
 
