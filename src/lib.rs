@@ -4,6 +4,7 @@
 //! `docs/ARCHITECTURE.md` explains it). `datapath::process` is the file to read first.
 
 pub mod arch;
+pub mod schedule;
 pub mod time;
 pub mod wire;
 

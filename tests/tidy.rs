@@ -11,6 +11,7 @@ use xrouter::verdict::DropReason;
 const RANKS: &[(&str, u8)] = &[
     ("time", 0),
     ("arch", 0),
+    ("schedule", 0),
     ("wire", 1),
     ("verdict", 2),
     ("device", 3),
@@ -38,7 +39,7 @@ const NARROW: &[(&str, &[&str])] = &[
     ("device", &["time"]),
     ("xdp", &["device", "wire", "time", "arch"]),
     ("steering", &["packet", "wire"]),
-    ("conntrack", &["packet", "steering", "rewrite", "wire", "verdict", "device", "time", "arch"]),
+    ("conntrack", &["packet", "steering", "rewrite", "wire", "verdict", "device", "time", "arch", "schedule"]),
     ("route", &["wire", "verdict", "device"]),
 ];
 

@@ -14,7 +14,7 @@
 //! only, while something is expected by another worker.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use hashbrown::HashMap;
 use rtrb::{Consumer, Producer, RingBuffer};
@@ -24,6 +24,7 @@ use super::expect::{Expectation, Expectations, SourceMask};
 use super::roster::Roster;
 use super::total::Total;
 use super::tuple::Tuple;
+use crate::schedule;
 use crate::steering::{Flow, Steering};
 use crate::wire::proto;
 
@@ -90,8 +91,9 @@ impl Others {
     /// Whether a packet could be met by this one and by one of theirs.
     pub(super) fn clash_with(&self, new: &Expectation) -> bool {
         let others = self.published.places.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me));
+        schedule::point();
         others.filter(|(_, place)| place.count.load(Ordering::Acquire) > 0).any(|(_, place)| {
-            let list = place.expected.read().unwrap_or_else(PoisonError::into_inner);
+            let list = schedule::read(&place.expected);
             list.iter().any(|(tuple, mask)| new.clashes_with_one_of(tuple, *mask))
         })
     }
@@ -345,11 +347,13 @@ impl Homes {
     /// One more connection is to be, of at most `max` of all workers; `false`: there are as many. What then has no place in the
     /// own table is given back by [`Homes::release`], and what has one ends with [`Homes::end`].
     pub(super) fn reserve(&self, max: usize) -> bool {
+        schedule::point();
         self.total.reserve(max)
     }
 
     /// A connection that was counted is not to be.
     pub(super) fn release(&self) {
+        schedule::point();
         self.total.release();
     }
 
@@ -391,6 +395,7 @@ impl Homes {
     /// Connections of all workers.
     #[inline]
     pub(super) fn total(&self) -> usize {
+        schedule::point();
         self.total.get()
     }
 
@@ -406,6 +411,7 @@ impl Homes {
 
     /// All others are to let a connection go, if they can.
     pub(super) fn ask_for_room(&mut self) {
+        schedule::point();
         let others = self.published.places.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me));
         others.for_each(|(_, place)| place.asked_for_room.store(true, Ordering::Relaxed));
     }
@@ -413,11 +419,13 @@ impl Homes {
     /// Whether another worker has asked for room since this was last called.
     pub(super) fn is_asked_for_room(&self) -> bool {
         let asked = &self.published.places[usize::from(self.me)].asked_for_room;
+        schedule::point();
         asked.load(Ordering::Relaxed) && asked.swap(false, Ordering::Relaxed)
     }
 
     fn send(&mut self, to: u16, letter: Letter) {
         let Some(Some(post)) = self.posts.get_mut(usize::from(to)) else { return };
+        schedule::point();
         if !post.waiting.is_empty() {
             post.waiting.push_back(letter);
         } else if let Err(rtrb::PushError::Full(letter)) = post.out.push(letter) {
@@ -430,6 +438,7 @@ impl Homes {
     pub(super) fn attend(&mut self) {
         for post in self.posts.iter_mut().flatten() {
             while let Some(letter) = post.waiting.pop_front() {
+                schedule::point();
                 if let Err(rtrb::PushError::Full(letter)) = post.out.push(letter) {
                     post.waiting.push_front(letter);
                     break;
@@ -443,6 +452,7 @@ impl Homes {
     fn read_letters(&mut self) {
         for (from, post) in self.posts.iter_mut().enumerate() {
             let Some(post) = post else { continue };
+            schedule::point();
             while let Ok(letter) = post.incoming.pop() {
                 match letter {
                     Letter::Post { tuple, serial } => {
@@ -467,11 +477,12 @@ impl Homes {
         }
         self.published_counts = counts;
         let place = &self.published.places[usize::from(self.me)];
-        let mut list = place.expected.write().unwrap_or_else(PoisonError::into_inner);
+        let mut list = schedule::write(&place.expected);
         list.clear();
         list.extend(
             expectations.iter().filter(|one| one.flags & Expectation::INACTIVE == 0).map(|one| (one.tuple, one.mask)),
         );
+        schedule::point();
         place.count.store(list.len(), Ordering::Release);
     }
 
@@ -479,10 +490,11 @@ impl Homes {
     fn expected_by(&self, tuple: &Tuple) -> Option<u16> {
         self.published.places.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me)).find_map(
             |(at, place)| {
+                schedule::point();
                 if place.count.load(Ordering::Acquire) == 0 {
                     return None;
                 }
-                let list = place.expected.read().unwrap_or_else(PoisonError::into_inner);
+                let list = schedule::read(&place.expected);
                 list.iter().any(|(expected, mask)| is_met_by(expected, *mask, tuple)).then_some(at as u16)
             },
         )

@@ -4,11 +4,12 @@
 //! or with the packet that did not begin one after all. It is under locks, each for a part: taken when such a connection
 //! begins, ends, is closed by TCP, or is asked about by another worker.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use hashbrown::HashMap;
 
 use super::tuple::Tuple;
+use crate::schedule;
 
 const PARTS: usize = 64;
 
@@ -29,7 +30,7 @@ impl Roster {
         let ((_, src), (_, dst)) = (tuple.src.words(), tuple.dst.words());
         let ports = u64::from(tuple.sport) << 16 | u64::from(tuple.dport);
         let at = (src ^ dst.rotate_left(32) ^ ports).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
-        self.parts[at as usize].lock().unwrap_or_else(PoisonError::into_inner)
+        schedule::lock(&self.parts[at as usize])
     }
 
     /// It is there, open or closed.

@@ -3,13 +3,13 @@
 
 use super::waiting::{self, Outcome};
 use super::{Answer, Path, Refusal, Resolve, is_link_local_v6};
-use std::sync::PoisonError;
 
 use crate::conntrack::Tracked;
 use crate::device::{Frame, PortId};
 use crate::packet::Packet;
 use crate::reply;
 use crate::route::Route;
+use crate::schedule;
 use crate::time::SECOND_NS;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::Family;
@@ -49,7 +49,7 @@ impl Path<'_> {
         let source = self.routing.source_for(packet.family, packet.src, packet.port)?;
         // Clients behind one address are not one host.
         let host = self.answered_address(packet, of);
-        let mut limiter = self.shard.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limiter = schedule::lock(&self.shard.limiter);
         let allowed = limiter.allow(packet.family, host, error, self.now);
         drop(limiter);
         if !allowed {

@@ -8,6 +8,7 @@
 //! clock in steps of 4 ms. Unlike Linux, whose 32-bit product wraps, a pause of more than 37 hours still fills the bucket.
 
 use super::matches::LimitMatch;
+use crate::schedule;
 use crate::time::Instant;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -114,8 +115,10 @@ impl Bucket {
     pub(super) fn take(&self, now: Instant) -> bool {
         let jiffy = jiffies(now);
         // Where a worker's clock reading is older than another's, there is nothing left to credit.
+        schedule::point();
         let last = self.credited.fetch_max(jiffy, Ordering::Relaxed);
         let gained = jiffy.saturating_sub(last).saturating_mul(u64::from(CREDITS_PER_JIFFY));
+        schedule::point();
         let mut old = self.credit.load(Ordering::Relaxed);
         loop {
             let filled = u64::from(old).saturating_add(gained).min(u64::from(self.cap)) as u32;
@@ -123,6 +126,7 @@ impl Bucket {
                 Some(rest) => (true, rest),
                 None => (false, filled),
             };
+            schedule::point();
             match self.credit.compare_exchange_weak(old, new, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return passes,
                 Err(seen) => old = seen,

@@ -55,6 +55,22 @@ impl Many {
         faults: Faults,
         seed: u64,
     ) -> Many {
+        Many::with_rings(BETWEEN, steering, policy, routing, settings, faults, seed)
+    }
+
+    /// The same with rings of `between` entries from one worker to another.
+    ///
+    /// # Panics
+    /// When the process has no descriptor left.
+    pub fn with_rings(
+        between: usize,
+        steering: Steering,
+        policy: Policy,
+        routing: Routing,
+        settings: Settings,
+        faults: Faults,
+        seed: u64,
+    ) -> Many {
         let count = usize::from(steering.workers());
         let mut random = Seeded::new(seed);
         let homes = Homes::of_all(&Arc::new(steering), Shard::capacity_among(settings.max, count));
@@ -62,7 +78,7 @@ impl Many {
         let (policy, routing) = (Arc::new(ArcSwap::from_pointee(policy)), Arc::new(ArcSwap::from_pointee(routing)));
         let wires: Vec<[WireEnd; PortId::COUNT]> = (0..count).map(|_| Default::default()).collect();
         let (mut workers, mut handles) = (Vec::new(), Vec::new());
-        for ((shard, links), wires) in shards.into_iter().zip(Links::between(count, BETWEEN)).zip(&wires) {
+        for ((shard, links), wires) in shards.into_iter().zip(Links::between(count, between)).zip(&wires) {
             let (mailbox, handle) = mailbox().expect("a descriptor for the mailbox");
             let device = |port: PortId| SimPort::new(wires[port.index()].clone(), RING, faults, random.next_u64());
             workers.push(Worker::new(Parts {

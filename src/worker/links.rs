@@ -18,6 +18,7 @@ use rtrb::{Consumer, Producer, PushError, RingBuffer};
 use super::sleeper::Sleeper;
 use crate::datapath::{Effects, Parcel};
 use crate::device::{Frame, FramePool};
+use crate::schedule;
 
 /// Frames that are owed before they are given back, where something else is to be done.
 const GIVE_BACK: usize = 32;
@@ -56,12 +57,18 @@ impl Link {
             && let Some(frame) = take()
         {
             given += 1;
-            if let Err(PushError::Full(frame)) = self.frames.push(frame) {
+            if let Err(PushError::Full(frame)) = pushed(&mut self.frames, frame) {
                 self.waiting.push_back(frame);
             }
         }
         given
     }
+}
+
+/// Puts something into a ring.
+fn pushed<T>(ring: &mut Producer<T>, one: T) -> Result<(), PushError<T>> {
+    schedule::point();
+    ring.push(one)
 }
 
 /// See the module's head.
@@ -133,7 +140,7 @@ impl Links {
     pub(super) fn send(&mut self, effects: &mut Effects, mut refuse: impl FnMut(Parcel)) {
         for (worker, parcel) in effects.parcels.drain(..) {
             match self.links.get_mut(usize::from(worker)) {
-                Some(Some(link)) => match link.parcels.push(parcel) {
+                Some(Some(link)) => match pushed(&mut link.parcels, parcel) {
                     Ok(()) => link.is_news = true,
                     Err(PushError::Full(parcel)) => refuse(parcel),
                 },
@@ -155,6 +162,7 @@ impl Links {
 
     /// Whether others have given something that is not taken yet.
     pub(super) fn has_news(&self) -> bool {
+        schedule::point();
         self.links.iter().flatten().any(|link| !link.incoming.is_empty())
     }
 
@@ -184,6 +192,7 @@ impl Links {
     #[inline]
     pub(super) fn take(&mut self, worker: usize) -> Option<Parcel> {
         let link = self.links.get_mut(worker)?.as_mut()?;
+        schedule::point();
         let parcel = link.incoming.pop().ok()?;
         match parcel.frame().is_large() {
             false => link.owed += 1,
@@ -196,11 +205,12 @@ impl Links {
     pub(super) fn settle(&mut self, pool: &mut FramePool, all: bool) {
         let least = if all { 1 } else { GIVE_BACK };
         for link in self.links.iter_mut().flatten() {
+            schedule::point();
             while let Ok(frame) = link.returned.pop() {
                 pool.put(frame);
             }
             while let Some(frame) = link.waiting.pop_front() {
-                if let Err(PushError::Full(frame)) = link.frames.push(frame) {
+                if let Err(PushError::Full(frame)) = pushed(&mut link.frames, frame) {
                     link.waiting.push_front(frame);
                     break;
                 }

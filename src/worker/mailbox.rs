@@ -20,6 +20,7 @@ use crate::conntrack::{ConnCopy, ConnFilter, ConnView, Event, ExpectView, Settin
 use crate::datapath::{Counters, Effects, Ledger, Resolve, Shard, Witness};
 use crate::device::{PortId, QueueStatistics};
 use crate::rules::{LogRecord, NflogRecord, RuleCounters};
+use crate::schedule;
 use crate::time::Instant;
 use crate::verdict::DropReason;
 use crate::wire::Family;
@@ -352,6 +353,7 @@ impl Line {
     /// fourteen (sixteen, if this is about settings).
     pub fn ask(&mut self, request: Request) -> bool {
         let kept_free = if matches!(request, Request::Settings(_)) { 0 } else { FOR_SETTINGS };
+        schedule::point();
         let asked = self.requests.slots() > kept_free && self.requests.push(request).is_ok();
         self.outstanding += usize::from(asked);
         // A full counter (2^64 - 1 wake-ups unread) wakes as well.
@@ -366,6 +368,7 @@ impl Line {
 
     /// The answer to the last question, if it is there.
     pub fn answer(&mut self) -> Option<Reply> {
+        schedule::point();
         while let Ok(reply) = self.replies.pop() {
             self.outstanding -= 1;
             if self.outstanding == 0 {
@@ -449,6 +452,7 @@ impl Mailbox {
     /// Whether there is work in progress, or a request and room for its answer.
     #[inline]
     pub(super) fn is_asked(&self) -> bool {
+        schedule::point();
         self.task.is_some() || !self.requests.is_empty() && !self.replies.is_full()
     }
 

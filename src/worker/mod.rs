@@ -38,6 +38,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::datapath::{self, BATCH, Batch, Effects, Parcel, Shard};
 use crate::device::{Device, FramePool, Host, PortId};
+use crate::schedule;
 use crate::snapshot::{Policy, Routing};
 use crate::time::Instant;
 use crate::verdict::DropReason;
@@ -215,6 +216,7 @@ impl<D: Device, H: Host> Worker<D, H> {
             counted[1] += bytes;
             self.decide(now);
         }
+        schedule::point();
         let (policy, routing) = (self.policy.load(), self.routing.load());
         datapath::expire(&mut self.shard, policy, routing, now, EXPIRE_BUDGET, &mut self.effects);
         self.carry_out(now);
@@ -257,6 +259,7 @@ impl<D: Device, H: Host> Worker<D, H> {
                 Parcel::Connection(emigration) => {
                     // After all that was handed over before it.
                     self.decide(now);
+                    schedule::point();
                     let (policy, routing) = (self.policy.load(), self.routing.load());
                     datapath::immigrate(&mut self.shard, policy, routing, *emigration, now, &mut self.effects);
                     self.carry_out(now);
@@ -272,6 +275,7 @@ impl<D: Device, H: Host> Worker<D, H> {
         if self.batch.is_empty() {
             return;
         }
+        schedule::point();
         let (policy, routing) = (self.policy.load(), self.routing.load());
         datapath::process(&mut self.shard, policy, routing, &mut self.batch, now, &mut self.effects);
         self.carry_out(now);
@@ -299,6 +303,7 @@ impl<D: Device, H: Host> Worker<D, H> {
 
     /// Answers one request of the control thread, which may rely on it that the last policy published is in force by then.
     fn answer(&mut self, now: Instant) {
+        schedule::point();
         self.shard.follow(self.policy.load(), self.routing.load());
         let queues = self.devices.iter().zip(&self.received_by).map(|((port, device), counted)| QueueStats {
             port: *port,

@@ -20,9 +20,10 @@ use crate::rules::diagnostic::Problem;
 use crate::rules::extension::{Answer, Basis, Extension, Given, Matcher, OptionSpec, Whole};
 use crate::rules::limit::jiffies;
 use crate::rules::registry::Registry;
+use crate::schedule;
 use crate::wire::{Addr, Family, proto};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// Connections in all lists of one rule: as many as conntrack has where nothing else is said.
 const CONNECTIONS_MAX: usize = 262_144;
@@ -311,8 +312,7 @@ impl Matcher for ConnlimitMatch {
         let address = if self.destination { packet.dst } else { packet.src };
         let this = Counted { tuple, owner: Owner { address: address.and(state.mask), zone: tuple.zone } };
         let limit = self.limit.unwrap_or(0);
-        // A panic elsewhere leaves nothing half done here that matters.
-        let mut lists = state.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lists = schedule::lock(&state.lists);
         let count = lists.count(this, limit, jiffies(context.now), world);
         // Before another worker can look at the list.
         world.put_on_roster();

@@ -5,6 +5,7 @@ use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
 use crate::rules::extension::{Answer, Basis, Extension, Given, Matcher, OptionSpec, Whole};
 use crate::rules::registry::Registry;
+use crate::schedule;
 use crate::wire::Family;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -60,6 +61,7 @@ impl Matcher for QuotaMatch {
         // What is too long takes all that is left: not even a shorter one passes after it. The closure always gives a value,
         // and nothing else depends on the order.
         let take = |left: u64| Some(left.saturating_sub(length));
+        schedule::point();
         let enough = state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok_and(|left| left >= length);
         (enough != self.invert).into()
     }

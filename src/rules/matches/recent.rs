@@ -14,9 +14,10 @@ use crate::rules::diagnostic::Problem;
 use crate::rules::extension::{Answer, Basis, Extension, Given, Matcher, OptionSpec, Whole};
 use crate::rules::limit::{HZ, jiffies};
 use crate::rules::registry::Registry;
+use crate::schedule;
 use crate::wire::{Addr, Family};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Addresses in one list (`ip_list_tot`).
 pub(in crate::rules) const ADDRESSES_MAX: usize = 100;
@@ -245,7 +246,7 @@ impl RecentTable {
 
     fn lock(&self) -> MutexGuard<'_, List> {
         // A panic elsewhere leaves nothing half done here that matters.
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        schedule::lock(&self.list)
     }
 
     /// A rule needs longer rings: the list is emptied, as Linux does.

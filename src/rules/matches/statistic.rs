@@ -5,6 +5,7 @@ use crate::rules::context::{Context, World};
 use crate::rules::diagnostic::Problem;
 use crate::rules::extension::{Answer, Basis, Extension, Given, Matcher, OptionSpec, Whole};
 use crate::rules::registry::Registry;
+use crate::schedule;
 use crate::wire::Family;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -132,6 +133,7 @@ impl Matcher for StatisticMatch {
                 let last = self.every.saturating_sub(1);
                 let step = |count| Some(if count >= last { 0 } else { count + 1 });
                 // Neither order nor visibility of anything else depends on it; the closure always gives a value.
+                schedule::point();
                 state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok_and(|count| count >= last)
             }
         };

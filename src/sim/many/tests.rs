@@ -512,3 +512,5 @@ fn refused_connections_do_not_count_for_connlimit() {
         }
     }
 }
+
+mod schedules;

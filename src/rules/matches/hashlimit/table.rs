@@ -11,8 +11,9 @@ use crate::packet::Packet;
 use crate::rules::matches::argument::push;
 use crate::rules::matches::lru::{self, LruTable, SlotNumber};
 use crate::rules::matches::recent::long_form;
+use crate::schedule;
 use crate::wire::{Addr, Family, get_u16, proto};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// Bits of `--hashlimit-mode`.
 pub(super) mod mode {
@@ -119,7 +120,7 @@ impl HashlimitTable {
 
     fn lock(&self) -> MutexGuard<'_, Buckets> {
         // A panic elsewhere leaves nothing half done here that matters.
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+        schedule::lock(&self.buckets)
     }
 
     /// Whether a packet of `length` bytes is within its bucket's rate; `None` when there is no room for a new bucket.
