@@ -258,14 +258,14 @@ impl Crew {
     /// Looks whether all of them move; call it once a second.
     ///
     /// # Errors
-    /// Which one does not. The run is to be ended; its thread will not be waited for.
+    /// Which do not. The run is to be ended; their threads will not be waited for.
     pub fn look(&mut self) -> Result<(), Failure> {
-        let Some(stalled) = self.watch.look() else { return Ok(()) };
-        let core = self.threads[stalled].as_ref().map_or(0, |(core, _)| *core);
-        Err(Failure::Running(format!(
-            "worker {stalled} on core {core} has not moved for {STALLED} seconds: its queues are read by nobody. Is something \
-             with real-time priority on that core?"
-        )))
+        let cores: Vec<usize> =
+            self.threads.iter().map(|thread| thread.as_ref().map_or(0, |(core, _)| *core)).collect();
+        match said_of(&self.watch.look(), &cores) {
+            None => Ok(()),
+            Some(words) => Err(Failure::Running(words)),
+        }
     }
 
     /// Ends the workers; what one died of, if one did. One that does not end in time is left alone: it ends with the process.
@@ -319,17 +319,31 @@ struct Watch {
 }
 
 impl Watch {
-    /// The first that has stalled. It counts looks, not time: a process that was stopped as a whole has not stalled.
-    fn look(&mut self) -> Option<usize> {
-        let mut stalled = None;
+    /// Those that have stalled. It counts looks, not time: a process that was stopped as a whole has not stalled.
+    fn look(&mut self) -> Vec<usize> {
+        let mut stalled = Vec::new();
         for (number, (pulse, (before, looks))) in self.pulses.iter().zip(&mut self.seen).enumerate() {
             let present = pulse.load(Ordering::Relaxed);
             *looks = if present == *before { *looks + 1 } else { 0 };
             *before = present;
-            stalled = stalled.or((*looks >= STALLED).then_some(number));
+            stalled.extend((*looks >= STALLED).then_some(number));
         }
         stalled
     }
+}
+
+/// What an operator is told of workers that have stalled, all of them; `cores` are those of all workers.
+fn said_of(stalled: &[usize], cores: &[usize]) -> Option<String> {
+    let each: Vec<String> =
+        stalled.iter().map(|worker| format!("worker {worker} on core {}", cores[*worker])).collect();
+    let (words, which) = match each.split_last()? {
+        (last, []) => (format!("{last} has not moved for {STALLED} seconds: its queues are"), "that core"),
+        (last, others) => (
+            format!("{} and {last} have not moved for {STALLED} seconds: their queues are", others.join(", ")),
+            "these cores",
+        ),
+    };
+    Some(format!("{words} read by nobody. Is something with real-time priority on {which}?"))
 }
 
 #[cfg(test)]
@@ -343,16 +357,36 @@ mod tests {
         let beat = |who: &[usize]| who.iter().for_each(|&at| _ = pulses[at].fetch_add(1, Ordering::Relaxed));
         for _ in 0..20 {
             beat(&[0, 1, 2]);
-            assert_eq!(watch.look(), None);
+            assert!(watch.look().is_empty());
         }
         for _ in 1..STALLED {
             beat(&[0, 2]);
-            assert_eq!(watch.look(), None);
+            assert!(watch.look().is_empty());
         }
         beat(&[0, 2]);
-        assert_eq!(watch.look(), Some(1));
+        assert_eq!(watch.look(), [1]);
         // Late is not never.
         beat(&[0, 1, 2]);
-        assert_eq!(watch.look(), None);
+        assert!(watch.look().is_empty());
+    }
+
+    #[test]
+    fn all_that_have_stalled_are_named() {
+        let pulses: Vec<Arc<AtomicU64>> = (0..4).map(|_| Arc::default()).collect();
+        let mut watch = Watch { pulses: pulses.clone(), seen: vec![(0, 0); 4] };
+        for _ in 1..STALLED {
+            pulses[1].fetch_add(1, Ordering::Relaxed);
+            assert_eq!(said_of(&watch.look(), &[4, 5, 6, 7]), None);
+        }
+        pulses[1].fetch_add(1, Ordering::Relaxed);
+        let words = said_of(&watch.look(), &[4, 5, 6, 7]).expect("three have stalled");
+        assert!(words.starts_with(
+            "worker 0 on core 4, worker 2 on core 6 and worker 3 on core 7 have not moved for 5 seconds:"
+        ));
+        let one = said_of(&[2], &[4, 5, 6, 7]).expect("one has");
+        assert!(
+            one.starts_with("worker 2 on core 6 has not moved for 5 seconds: its queues are read by nobody."),
+            "{one}"
+        );
     }
 }
