@@ -247,6 +247,9 @@ impl Expectations {
         if self.len >= self.max {
             return Err(Unexpected::Full);
         }
+        if self.others.as_ref().is_some_and(|others| !others.claim(&new)) {
+            return Err(Unexpected::Busy);
+        }
         self.link(Expectation { expires: now + u64::from(policy.timeout) * SECOND_NS, ..new });
         Ok(())
     }

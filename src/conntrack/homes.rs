@@ -13,14 +13,15 @@
 //! takes no new one away. What helpers expect is published for all to read ([`Published`]): a lock, taken for first packets
 //! only, while something is expected by another worker.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::HashMap;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::collections::VecDeque;
 
 use super::expect::{Expectation, Expectations, SourceMask};
+use super::published::Published;
 use super::roster::Roster;
 use super::total::Total;
 use super::tuple::Tuple;
@@ -66,37 +67,34 @@ struct Signpost {
     serial: u32,
 }
 
-/// What all workers expect, each in its place.
-#[derive(Debug)]
-pub(super) struct Published {
-    places: Box<[Place]>,
-}
-
-#[derive(Debug, Default)]
-struct Place {
-    /// Others have found no room, and no connection of theirs that could go.
-    asked_for_room: AtomicBool,
-    count: AtomicUsize,
-    expected: RwLock<Vec<(Tuple, SourceMask)>>,
-}
+/// What all workers expect.
+type Expected = Published<(Tuple, SourceMask)>;
 
 /// What all workers but one expect.
 #[derive(Debug)]
 pub(super) struct Others {
     me: u16,
-    published: Arc<Published>,
+    published: Arc<Expected>,
 }
 
 impl Others {
     /// Whether a packet could be met by this one and by one of theirs.
     pub(super) fn clash_with(&self, new: &Expectation) -> bool {
-        let others = self.published.places.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me));
-        schedule::point();
-        others.filter(|(_, place)| place.count.load(Ordering::Acquire) > 0).any(|(_, place)| {
-            let list = schedule::read(&place.expected);
-            list.iter().any(|(tuple, mask)| new.clashes_with_one_of(tuple, *mask))
-        })
+        self.published.find(usize::from(self.me), |one| clashes(new, one)).is_some()
     }
+
+    /// From now on the others know that this one is expected here; `false`: one of theirs could be met by the same packet. What is
+    /// claimed is expected then: [`Homes::publish`] says so again.
+    pub(super) fn claim(&self, new: &Expectation) -> bool {
+        if new.flags & Expectation::INACTIVE != 0 {
+            return !self.clash_with(new);
+        }
+        self.published.claim(usize::from(self.me), (new.tuple, new.mask), |one| clashes(new, one))
+    }
+}
+
+fn clashes(new: &Expectation, (tuple, mask): &(Tuple, SourceMask)) -> bool {
+    new.clashes_with_one_of(tuple, *mask)
 }
 
 /// Whether NICs bring packets where [`Steering`] says that they do: the first [`Arrivals::LOOKED_AT`] of each worker that began
@@ -138,11 +136,13 @@ pub struct Homes {
     /// Tuples of own connections whose home is elsewhere, with the numbers of their signposts.
     abroad: HashMap<Tuple, u32>,
     serial: u32,
-    published: Arc<Published>,
+    published: Arc<Expected>,
     published_counts: (u64, u64),
     /// Connections of all workers.
     total: Arc<Total>,
     roster: Arc<Roster>,
+    /// By worker: others have found no room, and no connection of theirs that could go.
+    asked_for_room: Arc<[AtomicBool]>,
     /// Candidates of other homes count as taken.
     strict: bool,
     /// How the packet in hand came.
@@ -170,7 +170,8 @@ impl Homes {
             }
             outgoing.push(row);
         }
-        let published = Arc::new(Published { places: (0..workers).map(|_| Place::default()).collect() });
+        let published = Arc::new(Published::new(workers));
+        let asked_for_room: Arc<[AtomicBool]> = (0..workers).map(|_| AtomicBool::new(false)).collect();
         let (total, roster) = (Arc::new(Total::new()), Arc::<Roster>::default());
         let arrivals = Arc::<Arrivals>::default();
         let pairs = outgoing.into_iter().zip(incoming).enumerate();
@@ -193,6 +194,7 @@ impl Homes {
             published_counts: (0, 0),
             total: total.clone(),
             roster: roster.clone(),
+            asked_for_room: asked_for_room.clone(),
             strict: false,
             arrival: Sent::Here,
             by_port: true,
@@ -412,13 +414,13 @@ impl Homes {
     /// All others are to let a connection go, if they can.
     pub(super) fn ask_for_room(&mut self) {
         schedule::point();
-        let others = self.published.places.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me));
-        others.for_each(|(_, place)| place.asked_for_room.store(true, Ordering::Relaxed));
+        let others = self.asked_for_room.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me));
+        others.for_each(|(_, asked)| asked.store(true, Ordering::Relaxed));
     }
 
     /// Whether another worker has asked for room since this was last called.
     pub(super) fn is_asked_for_room(&self) -> bool {
-        let asked = &self.published.places[usize::from(self.me)].asked_for_room;
+        let asked = &self.asked_for_room[usize::from(self.me)];
         schedule::point();
         asked.load(Ordering::Relaxed) && asked.swap(false, Ordering::Relaxed)
     }
@@ -476,28 +478,14 @@ impl Homes {
             return;
         }
         self.published_counts = counts;
-        let place = &self.published.places[usize::from(self.me)];
-        let mut list = schedule::write(&place.expected);
-        list.clear();
-        list.extend(
-            expectations.iter().filter(|one| one.flags & Expectation::INACTIVE == 0).map(|one| (one.tuple, one.mask)),
-        );
-        schedule::point();
-        place.count.store(list.len(), Ordering::Release);
+        let active = expectations.iter().filter(|one| one.flags & Expectation::INACTIVE == 0);
+        self.published.publish(usize::from(self.me), active.map(|one| (one.tuple, one.mask)));
     }
 
     /// Which other worker expects a connection with this original tuple.
     fn expected_by(&self, tuple: &Tuple) -> Option<u16> {
-        self.published.places.iter().enumerate().filter(|(at, _)| *at != usize::from(self.me)).find_map(
-            |(at, place)| {
-                schedule::point();
-                if place.count.load(Ordering::Acquire) == 0 {
-                    return None;
-                }
-                let list = schedule::read(&place.expected);
-                list.iter().any(|(expected, mask)| is_met_by(expected, *mask, tuple)).then_some(at as u16)
-            },
-        )
+        let met = |(expected, mask): &(Tuple, SourceMask)| is_met_by(expected, *mask, tuple);
+        self.published.find(usize::from(self.me), met).map(|owner| owner as u16)
     }
 }
 

@@ -20,6 +20,7 @@ mod json;
 mod keymap;
 mod list;
 mod mapping;
+mod published;
 mod roster;
 mod sctp;
 mod seqadj;
@@ -39,9 +40,11 @@ mod udp;
 mod wheel;
 mod xml;
 
-/// What `total` is made of; its test puts others in their place.
+/// What `total` and `published` are made of; their tests put others in their place.
 mod atomic {
+    pub(super) use crate::schedule::{lock, point, read, write};
     pub(super) use std::sync::atomic::{AtomicUsize, Ordering};
+    pub(super) use std::sync::{Mutex, RwLock};
 }
 
 pub use blocks::{BLOCK_UNIT, BLOCKS_MAX, BlockEvent, PortBlock};

@@ -513,4 +513,107 @@ fn refused_connections_do_not_count_for_connlimit() {
     }
 }
 
+/// A connection that was counted and then found the ring to its owner full is counted no more, and its home has no signpost for it.
+#[test]
+fn what_gets_lost_between_workers_does_not_count_for_connlimit() {
+    let rules = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o wan0 -j MASQUERADE\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\n\
+        -A FORWARD -p tcp --syn -m connlimit --connlimit-above 6 --connlimit-mask 0 -j DROP\nCOMMIT\n";
+    for seed in 0..8 {
+        let steering = Steering::software(2, [seed, 9], "there is no NIC");
+        let (policy, settings) = (policy(rules), settings(4096));
+        let mut router = Many::with_rings(2, steering, policy, routing(), settings, Faults::default(), seed);
+        let syn = |number: u16| Talk { kind: 1, client: 2, server: 2, port: 1000 + number }.first();
+        for number in 0..40 {
+            // The other worker never gets a turn. (Lists of connections are walked once in a millisecond at most.)
+            router.send_to(PortId::LAN, 0, &syn(number));
+            router.burst(0).expect("no port was cut");
+            router.advance(10_000_000);
+        }
+        let full: u64 = router.shards().map(|shard| shard.counters.drops.get(DropReason::HandoverFull)).sum();
+        assert!(full > 4, "seed {seed}: {full}");
+        for number in 40..80 {
+            router.send(PortId::LAN, &syn(number));
+            router.settle(50).expect("no port was cut");
+            router.advance(10_000_000);
+        }
+        assert_eq!(router.shards().map(|shard| shard.conntrack.len()).sum::<usize>(), 6, "seed {seed}");
+        let posts = |of: fn((usize, usize)) -> usize| -> usize {
+            router.shards().map(|shard| of(shard.conntrack.signposts())).sum()
+        };
+        assert_eq!(posts(|it| it.0), posts(|it| it.1), "seed {seed}");
+    }
+}
+
+/// All that leaves in an FTP session of each of `clients` clients with one server, who all announce the same port.
+fn ftp_sessions(router: &mut Many, clients: u8) -> Vec<(PortId, Vec<u8>)> {
+    let mut all = Vec::new();
+    for client in 2..2 + clients {
+        let syn = schedules::segment(
+            ([10, 1, 0, client], 4000 + u16::from(client)),
+            ([10, 2, 0, 2], 21),
+            (true, 100, None),
+            b"",
+        );
+        router.send(PortId::LAN, &syn);
+    }
+    loop {
+        router.settle(50).expect("no port was cut");
+        let left: Vec<_> = PortId::ALL
+            .into_iter()
+            .flat_map(|port| router.take(port).into_iter().map(move |frame| (port, frame)))
+            .collect();
+        if left.is_empty() {
+            return all;
+        }
+        for (port, frame) in left {
+            schedules::ftp(port, &frame, &mut |port, frame| router.send(port, frame));
+            all.push((port, frame));
+        }
+    }
+}
+
+/// Who has its tuple from another worker's helper: the home of a tuple knows by its signpost that it is taken, also when it chooses a
+/// port for a connection of its own.
+#[test]
+fn a_tuple_with_a_signpost_is_taken() {
+    let mut posted = 0;
+    for seed in 0..24 {
+        let mut router = many(4, schedules::FTP, 4096, seed);
+        ftp_sessions(&mut router, 1);
+        // The server's 14002 talks with port 5001 outside, for a client; another client wants just that.
+        let own = ([10, 1, 0, 40], 5001);
+        router.send(PortId::LAN, &schedules::segment(own, ([10, 2, 0, 2], 14002), (true, 100, None), b""));
+        router.settle(50).expect("no port was cut");
+        let [frame] = &router.take(PortId::WAN)[..] else { panic!("seed {seed}: it has no port") };
+        assert_ne!(gist(frame).0.sport, 5001, "seed {seed}: a tuple is given twice");
+        router.shards().for_each(|shard| shard.conntrack.check());
+        posted += router.shards().map(|shard| shard.conntrack.signposts().0).sum::<usize>();
+    }
+    assert!(posted > 0, "nothing has lived away from its home");
+}
+
+/// What one worker's helper expects, another's does not expect as well: it announces another port.
+#[test]
+fn no_two_workers_expect_the_same() {
+    for seed in 0..8 {
+        let mut router = many(4, schedules::FTP, 4096, seed);
+        let all = ftp_sessions(&mut router, 5);
+        let of = |at: PortId, is: fn(&Packet) -> bool| {
+            let seen = all.iter().filter(|(port, _)| *port == at);
+            let packets = seen.map(|(port, frame)| Packet::parse(frame, *port, true).expect("what leaves can be read"));
+            packets.filter(is).map(|packet| (packet.dst.bits(), packet.sport, packet.dport)).collect::<Vec<_>>()
+        };
+        // The server's connections, as they reach the clients; and what these answer, as it reaches the server.
+        let [inwards, mut outwards] =
+            [of(PortId::LAN, |packet| packet.sport > 14000), of(PortId::WAN, |packet| packet.dport > 14000)];
+        let mut clients: Vec<u128> = inwards.iter().map(|(client, ..)| *client).collect();
+        clients.sort_unstable();
+        clients.dedup();
+        outwards.sort_unstable();
+        outwards.dedup();
+        assert_eq!((clients.len(), outwards.len()), (5, 5), "seed {seed}: {inwards:?} {outwards:?}");
+        assert!(inwards.iter().all(|(.., port)| *port == 5001), "seed {seed}");
+    }
+}
+
 mod schedules;

@@ -376,14 +376,14 @@ fn connections_that_are_ended_under_way_leave_nothing_wrong() {
     });
 }
 
-const FTP: &str = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 21 -j CT --helper ftp\nCOMMIT\n\
+pub(super) const FTP: &str = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 21 -j CT --helper ftp\nCOMMIT\n\
     *nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o wan0 -j SNAT --to-source 10.2.0.100\nCOMMIT\n\
     *filter\n:FORWARD DROP [0:0]\n-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
-    -A FORWARD -i lan0 -p tcp -m tcp --dport 21 -j ACCEPT\n\
+    -A FORWARD -i lan0 -p tcp -m tcp -m multiport --dports 21,14002 -j ACCEPT\n\
     -A FORWARD -m conntrack --ctstate RELATED -m helper --helper ftp -j ACCEPT\nCOMMIT\n";
 
 /// A segment from one host to another, on its way to the router.
-fn segment(
+pub(super) fn segment(
     from: ([u8; 4], u16),
     to: ([u8; 4], u16),
     (syn, seq, ack): (bool, u32, Option<u32>),
@@ -398,15 +398,16 @@ fn segment(
     bytes
 }
 
-/// What a client and its FTP server say when this packet has reached one of them; `true`: the data connection was answered.
-fn ftp(outside: &mut Outside<'_>, port: PortId, frame: &[u8]) -> bool {
+/// What a client and its FTP server say when this packet has reached one of them; `true`: the data connection was answered. All
+/// clients want the server to connect to the same port; it does so from 10000 more than they talk from.
+pub(super) fn ftp(port: PortId, frame: &[u8], send: &mut dyn FnMut(PortId, &[u8])) -> bool {
     const SERVER_ADDRESS: [u8; 4] = [10, 2, 0, 2];
     let packet = Packet::parse(frame, PortId::LAN, true).expect("what leaves a router can be read");
     let host = |addr: crate::wire::Addr| addr.v4_bits().to_be_bytes();
     let (from, to) = ((host(packet.src), packet.sport), (host(packet.dst), packet.dport));
     let data = &packet.l4_bytes(frame)[20..];
     let is_syn = packet.tcp_flags & crate::wire::tcp::SYN != 0;
-    let mut say = |at: PortId, from, to, how, data: &[u8]| outside.send(at, &segment(from, to, how, data));
+    let mut say = |at: PortId, from, to, how, data: &[u8]| send(at, &segment(from, to, how, data));
     match (port, is_syn, data) {
         (PortId::WAN, true, _) if to.1 == 21 => say(port, to, from, (true, 900, Some(101)), b""),
         (PortId::LAN, true, _) if from.1 == 21 => {
@@ -415,7 +416,7 @@ fn ftp(outside: &mut Outside<'_>, port: PortId, frame: &[u8]) -> bool {
         (PortId::WAN, false, b"USER me\r\n") => say(port, to, from, (false, 901, Some(110)), b""),
         (PortId::LAN, false, _) if from.1 == 21 => {
             let [a, b, c, d] = to.0;
-            let command = format!("PORT {a},{b},{c},{d},19,{}\r\n", 136 + u16::from(d));
+            let command = format!("PORT {a},{b},{c},{d},19,137\r\n");
             say(port, to, from, (false, 110, Some(901)), command.as_bytes());
         }
         (PortId::WAN, false, command) if to.1 == 21 => {
@@ -423,9 +424,18 @@ fn ftp(outside: &mut Outside<'_>, port: PortId, frame: &[u8]) -> bool {
             let numbers: Vec<u16> =
                 text["PORT ".len()..].trim_end().split(',').map(|number| number.parse().expect("a number")).collect();
             let announced = [numbers[0], numbers[1], numbers[2], numbers[3]].map(|number| number as u8);
-            say(port, (SERVER_ADDRESS, 20), (announced, numbers[4] << 8 | numbers[5]), (true, 5, None), b"");
+            say(
+                port,
+                (SERVER_ADDRESS, 10_000 + from.1),
+                (announced, numbers[4] << 8 | numbers[5]),
+                (true, 5, None),
+                b"",
+            );
         }
-        (PortId::LAN, true, _) => say(port, to, from, (true, 7, Some(6)), b""),
+        (PortId::LAN, true, _) => {
+            assert_eq!(from.1, 14_000 + u16::from(to.0[3]), "a data connection goes to another's client");
+            say(port, to, from, (true, 7, Some(6)), b"");
+        }
         (PortId::WAN, true, _) => return true,
         other => panic!("nobody says {other:?}"),
     }
@@ -444,10 +454,17 @@ fn what_is_announced_is_expected_by_all_at_once() {
             for client in 2..2 + clients {
                 outside.send(
                     PortId::LAN,
-                    &segment(([10, 1, 0, client], 4000), ([10, 2, 0, 2], 21), (true, 100, None), b""),
+                    &segment(
+                        ([10, 1, 0, client], 4000 + u16::from(client)),
+                        ([10, 2, 0, 2], 21),
+                        (true, 100, None),
+                        b"",
+                    ),
                 );
             }
-            outside.until_quiet(|outside, port, frame| done += u8::from(ftp(outside, port, &frame)));
+            outside.until_quiet(|outside, port, frame| {
+                done += u8::from(ftp(port, &frame, &mut |port, frame| outside.send(port, frame)));
+            });
         });
         assert_eq!(done, clients, "a data connection did not come through");
         assert_eq!(router.shards().map(|shard| shard.conntrack.len()).sum::<usize>(), 2 * usize::from(clients));
