@@ -657,7 +657,7 @@ fn packets_longer_than_a_frame_pass_whole() {
         for size in [64, 1750, 1764, 3542, 3556, 3784, 3798, 3812, 7624, 7638, 8952, 8972] {
             for (from, to) in [(At::Lan, WAN_HOST), (At::Wan, "fd77:1::2")] {
                 let size = if to == WAN_HOST { size } else { size.min(8952) }.to_string();
-                let said = lab.output(from, &["ping", "-c", "2", "-i", "0.01", "-W", "2", "-M", "do", "-s", &size, to]);
+                let said = lab.output(from, &["ping", "-c", "1", "-W", "5", "-M", "do", "-s", &size, to]);
                 let text = String::from_utf8_lossy(&said.stdout);
                 let sound = said.status.success() && text.contains(" 0% packet loss") && !text.contains("wrong data");
                 assert!(sound, "{mode}, {size} bytes to {to}: {text}");
@@ -667,6 +667,20 @@ fn packets_longer_than_a_frame_pass_whole() {
         assert_eq!((edge.report().mode, edge.report().large > 9018), (mode, true), "{:?}", edge.report());
         assert!(edge.report().warnings.is_empty(), "{:?}", edge.report());
     }
+}
+
+/// veth takes a program that knows one buffer up to 3520 bytes, and up to 3822 a packet would fit a frame.
+#[test]
+fn what_fits_a_frame_but_not_the_drivers_buffer_passes() {
+    let lab = Lab::new(1);
+    lab.set_mtu(3700);
+    let forwarder = Forwarder::start(&lab, config(Mode::Copy));
+    for size in ["3450", "3500", "3672"] {
+        let said = lab.output(At::Lan, &["ping", "-c", "2", "-i", "0.01", "-W", "2", "-M", "do", "-s", size, WAN_HOST]);
+        assert!(said.status.success(), "{size}: {}", String::from_utf8_lossy(&said.stdout));
+    }
+    let edge = forwarder.stop();
+    assert_eq!((edge.report().mode, edge.report().warnings.len()), (Mode::Copy, 0));
 }
 
 /// A worker of one queue a port, in the router's namespace, and one ping of so many bytes from the LAN for each call.

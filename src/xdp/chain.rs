@@ -156,6 +156,40 @@ mod tests {
         }
     }
 
+    /// What the two copies of a packet of 9014 bytes cost, from frames that were just written and to frames taken in turn from so
+    /// many: the figures in docs/NIC.md.
+    #[test]
+    #[ignore = "a measurement"]
+    fn what_a_long_packet_costs() {
+        const BATCH: usize = 21;
+        for frames in [256, 6144] {
+            let mut pool = FramePool::in_memory(frames, 3840);
+            pool.add_large(1024, 9280, 0);
+            let mut turn: std::collections::VecDeque<Frame> = std::iter::from_fn(|| pool.take()).collect();
+            let (mut chain, mut best) = (Chain::default(), [u128::MAX; 2]);
+            for _ in 0..400 {
+                turn.drain(..3 * BATCH).for_each(|frame| pool.put(frame));
+                let mut parts = Vec::new();
+                (0..BATCH).for_each(|_| assert!(scatter(&packet(9014), &mut pool, &mut parts)));
+                let (mut received, start) = (Vec::with_capacity(BATCH), std::time::Instant::now());
+                for (at, part) in parts.drain(..).enumerate() {
+                    received.extend(chain.take(part, at % 3 < 2, &mut pool));
+                }
+                best[0] = best[0].min(start.elapsed().as_nanos() / BATCH as u128);
+                turn.extend(std::iter::from_fn(|| pool.take()));
+                turn.drain(..3 * BATCH).for_each(|frame| pool.put(frame));
+                let start = std::time::Instant::now();
+                for large in received {
+                    assert!(scatter(large.bytes(), &mut pool, &mut parts));
+                    pool.put(large);
+                }
+                best[1] = best[1].min(start.elapsed().as_nanos() / BATCH as u128);
+                turn.extend(parts);
+            }
+            eprintln!("{frames} frames: together {} ns, apart {} ns", best[0], best[1]);
+        }
+    }
+
     #[test]
     fn long_packets_take_so_many_frames() {
         let needed =

@@ -239,7 +239,7 @@ fn bind_all(
     let frame_size = frame_size(config, interfaces, mode);
     if mode == Mode::ZeroCopy
         && large.is_some()
-        && let Some(reason) = interfaces.iter().find_map(|interface| too_long_for_zero_copy(interface, frame_size))
+        && let Some(reason) = too_long_for_zero_copy(config, interfaces, frame_size)
     {
         return Ok(Err(reason));
     }
@@ -344,37 +344,55 @@ fn room(frame_size: u32) -> u32 {
     frame_size - HEADROOM as u32
 }
 
-/// Bytes of a large frame, when an MTU is larger than what any frame takes.
+/// The largest MTU of a port at which a packet is one frame: of the largest size that may be chosen, and of one buffer of a
+/// driver that takes several.
+fn one_frame(config: &EdgeConfig, interface: &Interface) -> u32 {
+    let most = room(if config.frame_size == 2048 { 2048 } else { 4096 }) - LAYER2;
+    let known = quirks::of(&interface.driver);
+    known.mtu.filter(|_| known.frags.is_some()).unwrap_or(most).min(most)
+}
+
+/// Bytes of a large frame, when an MTU is larger than what one frame takes.
 pub(super) fn large(config: &EdgeConfig, interfaces: &[Interface]) -> Option<u32> {
     let room = room(if config.frame_size == 2048 { 2048 } else { 4096 });
     let longest = interfaces.iter().map(|interface| interface.mtu + LAYER2).max()?;
     let parts = (PARTS_MAX as u32).min(config.rx_ring).min(config.tx_ring);
-    (longest > room).then(|| (longest + GROWTH).next_multiple_of(64).min(parts * room).min(u32::from(u16::MAX)))
+    let is_needed = interfaces.iter().any(|interface| interface.mtu > one_frame(config, interface));
+    is_needed.then(|| (longest + GROWTH).next_multiple_of(64).min(parts * room).min(u32::from(u16::MAX)))
 }
 
-/// Why a port can't take packets of its MTU in zero-copy mode, in frames of this size. (A driver without any zero-copy says so
-/// itself.)
-fn too_long_for_zero_copy(interface: &Interface, frame_size: u32) -> Option<String> {
-    let features = Netdev::open().and_then(|mut netdev| netdev.xdp_features(interface.ifindex)).ok()?;
-    let (most, needed) = (features.zero_copy_segments, frames_needed(interface.mtu, frame_size, true));
-    if !features.zero_copy() || interface.mtu + LAYER2 <= room(frame_size) {
-        return None;
-    }
-    let (name, driver, mtu) = (&interface.name, driver(interface), interface.mtu);
-    if most < needed {
+/// Why the ports can't take packets in several frames of this size in zero-copy mode. (A driver without any zero-copy says so
+/// itself, when a socket is bound.)
+fn too_long_for_zero_copy(config: &EdgeConfig, interfaces: &[Interface], frame_size: u32) -> Option<String> {
+    let longest = interfaces.iter().max_by_key(|interface| interface.mtu)?;
+    // The kernel wants two of a driver whenever packets may take several.
+    let needed = frames_needed(longest.mtu, frame_size, true).max(2);
+    let mut netdev = Netdev::open().ok()?;
+    for interface in interfaces {
+        let Ok(features) = netdev.xdp_features(interface.ifindex) else { continue };
+        let most = features.zero_copy_segments;
+        if !features.zero_copy() {
+            return None;
+        }
+        if most >= needed {
+            continue;
+        }
+        let (name, driver, fits) = (&interface.name, driver(interface), one_frame(config, longest));
         let takes = if most > 1 { format!("at most {most} frames") } else { "one frame".into() };
+        let (wide, mtu) = (&longest.name, longest.mtu);
         return Some(format!(
-            "the driver of {name}{driver} puts a packet in {takes} in zero-copy mode, its MTU of {mtu} needs {needed}: \
-             `ip link set {name} mtu {}`",
-            room(frame_size) - LAYER2
+            "the driver of {name}{driver} puts a packet in {takes} in zero-copy mode, the MTU of {mtu} of {wide} needs {needed}: \
+             `ip link set {wide} mtu {fits}`"
         ));
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     (!quirks::leaves_long_packets_whole(&release)).then(|| {
         format!(
-            "Linux {} writes over bytes of packets in several frames, which the MTU of {mtu} of {name} needs: Linux 7.0, 6.18.24 \
-             or 6.12.83 do not",
-            release.trim()
+            "Linux {} writes over bytes of packets in several frames, which the MTU of {} of {} needs: Linux 7.0, 6.18.24 or \
+             6.12.83 do not",
+            release.trim(),
+            longest.mtu,
+            longest.name
         )
     })
 }

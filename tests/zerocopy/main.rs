@@ -328,9 +328,9 @@ impl Drop for Jumbo {
 /// Nothing but pings of whole packets of 9000 bytes, each compared.
 fn jumbo_pings() {
     for (host, most) in [("10.2.0.2", 8972), ("fd02::2", 8952)] {
-        let said = NET.run(Place::Lan, &format!("ping -c 5 -i 0.1 -W 5 -M do -s {most} {host}"));
+        let said = NET.run(Place::Lan, &format!("ping -c 3 -W 5 -M do -s {most} {host}"));
         let said = text(&said.stdout);
-        assert!(said.contains(" 5 received") && !said.contains("wrong data"), "{said}");
+        assert!(said.contains(" 3 received") && !said.contains("wrong data"), "{said}");
     }
 }
 

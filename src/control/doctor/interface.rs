@@ -236,18 +236,19 @@ fn mtu(card: &Card, facts: &Facts) -> Line {
             format!("{mtu}: {driver} has no packets of several buffers, so over {most} bytes only generic mode, slow");
         return reduce(Line::warning(name, "mtu", what), most);
     }
-    let needed = frames_needed(mtu, FRAME, true);
+    let needed = frames_needed(mtu, FRAME, true).max(2);
     match card.xdp.filter(|features| features.zero_copy()).map(|features| features.zero_copy_segments.max(1)) {
-        Some(most) if most < needed => {
-            let what = format!("{mtu} takes {needed} frames a packet, {driver} {most} in zero-copy mode: copy mode");
-            reduce(Line::warning(name, "mtu", what), ROOM - LAYER2)
+        Some(segments) if segments < needed => {
+            let what =
+                format!("{mtu} takes {needed} frames a packet, {driver} {segments} in zero-copy mode: copy mode");
+            reduce(Line::warning(name, "mtu", what), most)
         }
         Some(_) if !quirks::leaves_long_packets_whole(&facts.release) => {
             let what =
                 format!("{mtu}: copy mode, as this Linux writes over bytes of packets in several frames in zero-copy");
             Line::warning(name, "mtu", what).for_the_operator("install Linux 7.0 or newer (or 6.18.24, 6.12.83)")
         }
-        _ => Line::ok(name, "mtu", format!("{mtu}, in {} frames a packet", frames_needed(mtu, FRAME, false))),
+        _ => Line::ok(name, "mtu", format!("{mtu}, in up to {} frames a packet", frames_needed(mtu, FRAME, false))),
     }
 }
 
