@@ -18,7 +18,7 @@ const CHANGES: usize = 4;
 
 /// How many schedules of each kind a test has tried.
 fn schedules() -> usize {
-    std::env::var("XROUTER_SCHEDULES").ok().and_then(|count| count.parse().ok()).unwrap_or(24)
+    std::env::var("XROUTER_SCHEDULES").ok().and_then(|count| count.parse().ok()).unwrap_or(48)
 }
 
 /// Has `run` run by many schedules.
