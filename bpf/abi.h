@@ -22,6 +22,7 @@
 #define XROUTER_PUNT_META 28         /* bytes of metadata that mark a frame as punted; no driver uses this much */
 #define XROUTER_PUNT_RUN 60          /* bytes of packet the run starts with; the program makes it the slot's length */
 #define XROUTER_PUNT_MAGIC 0x78727074u
+#define XROUTER_PUNT_SEAL 16         /* bytes behind a punted frame by which the generic hook knows it */
 
 /* The port has no IPv4 address: a DHCP answer to the address it is being offered belongs to the host. */
 #define XROUTER_PORT_ADDRESSLESS 1u
@@ -71,6 +72,7 @@ struct xrouter_config {
 	__u32 nat;                /* XROUTER_NAT4, XROUTER_NAT6 */
 	__u32 reserved;
 	__u64 local_filter[XROUTER_FILTER_WORDS];
+	__u64 punt_seal[2];       /* drawn for this run; zero where the hook is native, which a punted frame does not meet again */
 	__u32 punt_next[XROUTER_MAX_PUNTERS]; /* the slot that punter n's next frame takes; set to 0 before each call */
 };
 

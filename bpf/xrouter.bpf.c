@@ -6,7 +6,8 @@
  * frame that the kernel would not forward: its destination is local, link-local, a group, or not IP at all.
  *
  * A frame that the worker gives back (BPF_PROG_RUN with live frames, see src/xdp/punt.rs) runs through this same
- * program: it is told by the length of its metadata, which nobody on the wire can set.
+ * program: it is told by the length of its metadata, which nobody on the wire can set. On the generic hook it comes once
+ * more, as the packet it has become, without metadata: there a seal behind it tells it, which nobody on the wire knows.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -273,6 +274,7 @@ static __always_inline int punt(struct xdp_md *ctx, __u32 port)
 {
 	__u32 *meta = (void *)(long)ctx->data_meta;
 	void *data = (void *)(long)ctx->data;
+	int seal = xrouter_config.punt_seal[0] ? XROUTER_PUNT_SEAL : 0;
 	struct xrouter_punt_slot *slot;
 	__u32 punter, next, key, length;
 
@@ -292,10 +294,24 @@ static __always_inline int punt(struct xdp_md *ctx, __u32 port)
 	length = slot->length;
 	if (length < ETH_HLEN || length > XROUTER_PUNT_BYTES)
 		return drop(port, XROUTER_DROP_PUNT);
-	if (bpf_xdp_adjust_tail(ctx, (int)length - XROUTER_PUNT_RUN) ||
+	if (bpf_xdp_adjust_tail(ctx, (int)length + seal - XROUTER_PUNT_RUN) ||
 	    bpf_xdp_adjust_meta(ctx, XROUTER_PUNT_META) || bpf_xdp_store_bytes(ctx, 0, slot->bytes, length))
 		return drop(port, XROUTER_DROP_PUNT);
+	if (seal && bpf_xdp_store_bytes(ctx, length, xrouter_config.punt_seal, XROUTER_PUNT_SEAL))
+		return drop(port, XROUTER_DROP_PUNT);
 	return to_host(port, XROUTER_HOST_PUNTED);
+}
+
+/* Whether it is a punted frame that the generic hook sees again. */
+static __always_inline int is_sealed(struct xdp_md *ctx, __u32 length)
+{
+	__u64 seal[2];
+
+	if (!xrouter_config.punt_seal[0] || length < ETH_HLEN + XROUTER_PUNT_SEAL)
+		return 0;
+	if (bpf_xdp_load_bytes(ctx, length - XROUTER_PUNT_SEAL, seal, sizeof(seal)))
+		return 0;
+	return seal[0] == xrouter_config.punt_seal[0] && seal[1] == xrouter_config.punt_seal[1];
 }
 
 SEC("xdp")
@@ -316,6 +332,9 @@ int xrouter_xdp(struct xdp_md *ctx)
 
 	if ((void *)(long)ctx->data_meta + XROUTER_PUNT_META <= data)
 		return punt(ctx, port);
+	/* Counted when it was punted. */
+	if (is_sealed(ctx, end - data))
+		return bpf_xdp_adjust_tail(ctx, -XROUTER_PUNT_SEAL) ? drop(port, XROUTER_DROP_PUNT) : XDP_PASS;
 	if ((void *)(eth + 1) > end)
 		return drop(port, XROUTER_DROP_RUNT);
 	__builtin_memcpy(&mac, eth->h_dest, ETH_ALEN);

@@ -63,6 +63,8 @@ pub(super) struct Config {
     pub reserved: u32,
     /// One-hash Bloom filter over the local addresses: most packets of transit skip the hash maps.
     pub local_filter: [u64; FILTER_WORDS],
+    /// Behind a punted frame where the hook is generic, else zero. Drawn for this run.
+    pub punt_seal: [u64; 2],
     /// The slot that each punter's next frame takes.
     pub punt_next: [u32; MAX_PUNTERS],
 }

@@ -127,6 +127,9 @@ pub(super) fn open(
     let mut refused = Vec::new();
     for mode in tried {
         let hook = if *mode == Mode::Generic { Hook::Generic } else { Hook::Native };
+        if hook == Hook::Generic {
+            program.seal_punts();
+        }
         match attach(program, interfaces, hook, &mut attachments)? {
             Err(reason) => refused.push(format!("{mode}: {reason}")),
             Ok(()) => {

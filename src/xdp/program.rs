@@ -10,6 +10,8 @@ use crate::device::PortId;
 use libbpf_rs::libbpf_sys;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder, PrintLevel};
 use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::mem::offset_of;
 use std::net::IpAddr;
@@ -131,6 +133,16 @@ impl Program {
     pub fn set_addressless(&self, port: PortId, addressless: bool) {
         let flags = if addressless { abi::PORT_ADDRESSLESS } else { 0 };
         self.config.store(port_offset(port) + offset_of!(abi::Port, flags), flags);
+    }
+
+    /// From now on a frame that is given back to the kernel carries a seal, drawn for this run, by which the program knows it on
+    /// the generic hook: there it comes by once more.
+    pub(super) fn seal_punts(&self) {
+        let drawn = || RandomState::new().build_hasher().finish();
+        let at = offset_of!(Config, punt_seal);
+        self.config.store(at + size_of::<u64>(), drawn());
+        // The program looks whether this one is zero.
+        self.config.store(at, drawn() | 1);
     }
 
     /// Replaces the set of local addresses. No packet to an address that stays is steered wrongly meanwhile.

@@ -4,7 +4,8 @@
 //! origin; on XDP_PASS they enter the host's stack. One call brings the same bytes many times over, so the program itself
 //! swaps them: up to [`PUNT_BATCH`] frames are staged in a map, and each run takes the next. The program is the one that is
 //! attached to the ports (it knows such a frame by its metadata), because the kernel makes a call with several runs wait for
-//! tens of milliseconds when its program is attached nowhere.
+//! tens of milliseconds when its program is attached nowhere. On the generic hook a frame that the kernel was given comes to the
+//! program once more, which then knows it by a seal behind it ([`Program::seal_punts`]), takes that off and lets it pass.
 //!
 //! Life: one for each worker, made by [`super::Edge::punter`]. `punt` stages, `flush` calls the kernel, which the worker does not
 //! do for every burst. The call runs the host's receive path on the caller's core: 11 to 15 us for one frame, 0.5 to 1.2 us each

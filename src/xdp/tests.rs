@@ -90,6 +90,7 @@ fn structures_lie_as_in_the_compiled_program() {
     assert_eq!(offset(&btf, "xrouter_config", "port"), offset_of!(Config, port));
     assert_eq!(offset(&btf, "xrouter_config", "nat"), offset_of!(Config, nat));
     assert_eq!(offset(&btf, "xrouter_config", "local_filter"), offset_of!(Config, local_filter));
+    assert_eq!(offset(&btf, "xrouter_config", "punt_seal"), offset_of!(Config, punt_seal));
     assert_eq!(offset(&btf, "xrouter_config", "punt_next"), offset_of!(Config, punt_next));
     assert_eq!(size(&btf, "xrouter_punt_slot"), size_of::<PuntSlot>());
     assert_eq!(size_of::<PuntSlot>() % 8, 0, "the kernel lays array elements out at multiples of 8 bytes");
