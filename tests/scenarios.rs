@@ -3,13 +3,18 @@
 //! `SCENARIO=text cargo test --test scenarios` runs those whose file name contains the text.
 
 mod scenario;
+#[allow(dead_code)] // the end-to-end tests use the rest
+mod support;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::{env, fs, thread};
 
 use scenario::parity;
 use scenario::run::run;
 use scenario::script::{Kind, Script, Step};
+use scenario::wire::{Site, unfit};
 use xrouter::verdict::DropReason;
 
 fn files() -> Vec<PathBuf> {
@@ -102,6 +107,56 @@ fn sim_agrees_with_every_scenario() {
 #[test]
 fn four_workers_agree_with_every_scenario_whatever_queues_packets_arrive_on() {
     all_on(Kind::Workers);
+}
+
+/// Networks of the engine *wire* side by side: a scenario mostly waits there.
+const LANES: usize = 4;
+
+#[test]
+fn the_wire_agrees_with_every_scenario() {
+    all_on_wire("copy", |_| true);
+}
+
+/// What is for the host comes by the XDP program once more there.
+#[test]
+fn the_wire_agrees_in_generic_mode_where_the_host_is_given_packets() {
+    all_on_wire("generic", |step| matches!(step, Step::Punt { .. } | Step::Host { .. }));
+}
+
+/// Runs those scenarios over veth in this mode that have such a step.
+fn all_on_wire(mode: &str, has: fn(&Step) -> bool) {
+    if !support::privileged() {
+        return;
+    }
+    let (mut scripts, mut left_out, failures) = (Vec::new(), Vec::new(), Mutex::new(Vec::new()));
+    for file in files() {
+        let script = Script::load(&file).unwrap_or_else(|error| panic!("{error}"));
+        match unfit(&script, false) {
+            Some(why) => left_out.push(format!("{}: {why}", script.file)),
+            None => scripts.push(script),
+        }
+    }
+    scripts.retain(|script| script.lines.iter().any(|line| has(&line.step)));
+    let ran = scripts.len();
+    let left = Mutex::new(scripts);
+    let lane = || {
+        let net = support::Net::bare();
+        let mut site = Site::of_veth(&net, 1, &["--mode", mode]).unwrap_or_else(|error| panic!("{error}"));
+        loop {
+            let Some(script) = left.lock().expect("no panic there").pop() else { return };
+            let outcome = catch_unwind(AssertUnwindSafe(|| site.run(&script)));
+            let outcome = outcome.unwrap_or_else(|_| Err(format!("{}: panic (see above)", script.file)));
+            failures.lock().expect("no panic there").extend(outcome.err());
+        }
+    };
+    thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
+        lanes.into_iter().for_each(|lane| lane.join().expect("a network"));
+    });
+    let failures = failures.into_inner().expect("no panic there");
+    eprintln!("engine wire, mode {mode}: {ran} scenarios, {} failed; not on a wire:", failures.len());
+    left_out.iter().for_each(|why| eprintln!("  {why}"));
+    assert!(failures.is_empty(), "{} scenarios failed:\n\n{}\n", failures.len(), failures.join("\n\n"));
 }
 
 #[test]

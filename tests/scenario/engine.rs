@@ -10,8 +10,24 @@ pub(crate) trait Engine {
     /// A frame arrives on `port`.
     fn inject(&mut self, port: Port, frame: &[u8]) -> Result<(), String>;
 
-    /// Frames that came out since the last call, oldest first within each port. Everything that earlier injections cause at
-    /// once has come out when this returns.
+    /// Waits until a frame has come out of `port`, or nothing more will; for engines that do not know as soon as the injection
+    /// returns.
+    fn await_frame(&mut self, _: Port) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Waits until everything that earlier injections cause at once is done; for the same.
+    fn settle(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// By how many seconds a connection's time-out may be less than a scenario says.
+    fn slack(&self) -> i64 {
+        1
+    }
+
+    /// Frames that came out since the last call, oldest first within each port. After [`Engine::settle`] that is everything
+    /// that earlier injections cause at once.
     fn output(&mut self) -> Result<Vec<(Port, Vec<u8>)>, String>;
 
     /// Time passes.
@@ -43,5 +59,8 @@ pub(crate) fn open(kind: Kind, script: &Script) -> Result<Box<dyn Engine>, Strin
         Kind::Core => Ok(Box::new(super::ours::Core::open(script)?)),
         Kind::Sim => Ok(Box::new(super::ours::Sim::open(script)?)),
         Kind::Workers => Ok(Box::new(super::workers::Workers::open(script)?)),
+        Kind::Wire => {
+            Err("it lives on a network that is there before: super::wire::Site runs scenarios on it".to_owned())
+        }
     }
 }

@@ -240,11 +240,11 @@ fn set(there: &File, back: &File, key: &str, value: &str) -> Result<(), String> 
     written
 }
 
-fn write_setting(key: &str, value: &str) -> Result<(), String> {
+pub(super) fn write_setting(key: &str, value: &str) -> Result<(), String> {
     fs::write(format!("/proc/sys/{key}"), value).map_err(|error| format!("/proc/sys/{key} = {value}: {error}"))
 }
 
-fn mac_text(mac: [u8; 6]) -> String {
+pub(super) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
@@ -288,7 +288,7 @@ fn settings(script: &Script) -> Result<(), String> {
     Ok(())
 }
 
-fn addresses(script: &Script) -> String {
+pub(super) fn addresses(script: &Script) -> String {
     let mut text = String::new();
     for port in Port::ALL {
         let name = &script.topology.names[port.index()];
@@ -296,9 +296,9 @@ fn addresses(script: &Script) -> String {
         for v4 in [true, false] {
             let nodad = if v4 { "" } else { " nodad" };
             let (address, len) = (port.address(v4), Topology::prefix_len(v4));
-            let _ = writeln!(text, "addr add {address}/{len} dev {name}{nodad}");
+            let _ = writeln!(text, "addr replace {address}/{len} dev {name}{nodad}");
         }
-        let _ = writeln!(text, "addr add {LINK_LOCAL}/64 dev {name} nodad");
+        let _ = writeln!(text, "addr replace {LINK_LOCAL}/64 dev {name} nodad");
     }
     for neighbour in &script.topology.neighbours {
         let name = &script.topology.names[neighbour.port.index()];
@@ -308,7 +308,7 @@ fn addresses(script: &Script) -> String {
     text
 }
 
-fn routes(script: &Script, v4: bool) -> String {
+pub(super) fn routes(script: &Script, v4: bool) -> String {
     let mut text = String::new();
     for Route { network, len, target, mtu } in &script.topology.routes {
         if network.is_ipv4() != v4 {
@@ -341,7 +341,7 @@ fn load_rules(script: &Script) -> Result<(), String> {
     Ok(())
 }
 
-fn packet_socket(name: &str) -> Result<OwnedFd, String> {
+pub(super) fn packet_socket(name: &str) -> Result<OwnedFd, String> {
     let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
         .map_err(|error| format!("packet socket: {error}"))?;
     let interfaces = getifaddrs().map_err(|error| format!("getifaddrs: {error}"))?;
@@ -353,7 +353,7 @@ fn packet_socket(name: &str) -> Result<OwnedFd, String> {
 }
 
 /// Runs a program to its end with `input` on stdin; what it prints.
-fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, String> {
+pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, String> {
     let spawned = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -390,7 +390,7 @@ fn is_barrier_answer(frame: &[u8]) -> bool {
 }
 
 /// What a host says on its own account: ARP, neighbour discovery, multicast listener reports.
-fn is_housekeeping(frame: &[u8]) -> bool {
+pub(super) fn is_housekeeping(frame: &[u8]) -> bool {
     match frame.get(12..14) {
         Some([0x08, 0x06]) => true,
         Some([0x86, 0xdd]) => {

@@ -10,4 +10,6 @@ pub(crate) mod parity;
 pub(crate) mod run;
 pub(crate) mod script;
 pub(crate) mod topology;
+#[allow(dead_code)] // NICs are for the zero-copy tests alone
+pub(crate) mod wire;
 mod workers;

@@ -13,22 +13,28 @@ use super::topology::Port;
 
 /// Runs the whole scenario on an engine of this kind.
 pub(crate) fn run(script: &Script, kind: Kind) -> Result<(), String> {
-    let engine = open(kind, script).map_err(|error| format!("{}: engine {}: {error}", script.file, kind.word()))?;
+    let mut engine = open(kind, script).map_err(|error| format!("{}: engine {}: {error}", script.file, kind.word()))?;
+    run_on(script, kind, engine.as_mut())
+}
+
+/// Runs the whole scenario on this engine, which is of this kind and was opened for it.
+pub(crate) fn run_on(script: &Script, kind: Kind, engine: &mut dyn Engine) -> Result<(), String> {
     let mut runner = Runner { engine, pending: [Vec::new(), Vec::new()], drops: BTreeMap::new(), host: Vec::new() };
     let mut last = 0;
     for line in script.lines.iter().filter(|line| line.engines.contains(&kind.reads())) {
         runner.step(line).map_err(|error| located(script, kind, line.number, &error))?;
         last = line.number;
     }
-    runner.nothing_left().map_err(|error| located(script, kind, last, &format!("after the last line: {error}")))
+    let left = runner.engine.settle().and_then(|()| runner.nothing_left());
+    left.map_err(|error| located(script, kind, last, &format!("after the last line: {error}")))
 }
 
 fn located(script: &Script, kind: Kind, number: usize, error: &str) -> String {
     format!("{}:{number} [{}]: {error}", script.file, kind.word())
 }
 
-struct Runner {
-    engine: Box<dyn Engine>,
+struct Runner<'e> {
+    engine: &'e mut dyn Engine,
     /// Frames that came out and no line has claimed, by port.
     pending: [Vec<Vec<u8>>; 2],
     /// Drops that lines have claimed, by reason.
@@ -37,10 +43,13 @@ struct Runner {
     host: Vec<Vec<u8>>,
 }
 
-impl Runner {
+impl Runner<'_> {
     fn step(&mut self, line: &Line) -> Result<(), String> {
         if line.wait_ns > 0 {
             self.engine.advance(line.wait_ns)?;
+        }
+        if !matches!(line.step, Step::Inject { .. } | Step::Expect { .. } | Step::Learn(_) | Step::Wait) {
+            self.engine.settle()?;
         }
         match &line.step {
             Step::Inject { port, frame } => {
@@ -56,15 +65,15 @@ impl Runner {
             Step::Punt { count } => self.claim_punts(*count),
             Step::Host { frame } => self.expect_punt(frame),
             Step::Conntrack { words } => {
-                let lines = self.engine.conntrack()?;
-                match lines.iter().filter(|line| line_has(line, words)).count() {
+                let (lines, slack) = (self.engine.conntrack()?, self.engine.slack());
+                match lines.iter().filter(|line| line_has(line, words, slack)).count() {
                     1 => Ok(()),
                     count => Err(listing(&format!("{count} conntrack lines like this, not one"), words, &lines)),
                 }
             }
             Step::NoConntrack { words } => {
-                let lines = self.engine.conntrack()?;
-                match lines.iter().any(|line| line_has(line, words)) {
+                let (lines, slack) = (self.engine.conntrack()?, self.engine.slack());
+                match lines.iter().any(|line| line_has(line, words, slack)) {
                     false => Ok(()),
                     true => Err(listing("there is a conntrack line like this", words, &lines)),
                 }
@@ -107,6 +116,10 @@ impl Runner {
 
     fn expect(&mut self, port: Port, frame: &[u8], mask: Mask) -> Result<(), String> {
         self.collect()?;
+        if self.pending[port.index()].is_empty() {
+            self.engine.await_frame(port)?;
+            self.collect()?;
+        }
         let other = if port == Port::Lan { Port::Wan } else { Port::Lan };
         if self.pending[port.index()].is_empty() {
             let elsewhere: Vec<String> =
@@ -222,14 +235,14 @@ impl Runner {
 }
 
 /// Whether a `conntrack -L` line has these words in this order. A number that stands where the line has its timeout may
-/// be off by one second downwards; a flag in brackets that the line has must be among the words.
-fn line_has(line: &str, words: &[String]) -> bool {
+/// be off by `slack` seconds downwards; a flag in brackets that the line has must be among the words.
+fn line_has(line: &str, words: &[String], slack: i64) -> bool {
     let tokens: Vec<&str> = line.split_whitespace().collect();
     let mut wanted = words.iter().peekable();
     for (index, token) in tokens.iter().enumerate() {
         let Some(want) = wanted.peek() else { break };
         let timeout = index == 2
-            && matches!((token.parse::<i64>(), want.parse::<i64>()), (Ok(got), Ok(want)) if (want - 1..=want).contains(&got));
+            && matches!((token.parse::<i64>(), want.parse::<i64>()), (Ok(got), Ok(want)) if (want - slack..=want).contains(&got));
         if token == want || timeout {
             wanted.next();
         }

@@ -24,6 +24,9 @@ pub(crate) enum Kind {
     Kernel,
     /// Four workers over simulated ports, packets arriving on queues drawn at random. Runs what is written for [`Kind::Sim`].
     Workers,
+    /// The program itself on real sockets, its frames captured at the other ends of its links. Runs what is written for
+    /// [`Kind::Sim`], but for what [`Script::not_on_wire`] or [`super::wire::unfit`] leaves out.
+    Wire,
 }
 
 impl Kind {
@@ -31,11 +34,11 @@ impl Kind {
 
     /// Whose lines it reads.
     pub(crate) fn reads(self) -> Kind {
-        if self == Kind::Workers { Kind::Sim } else { self }
+        if matches!(self, Kind::Workers | Kind::Wire) { Kind::Sim } else { self }
     }
 
     pub(crate) fn word(self) -> &'static str {
-        ["core", "sim", "kernel", "workers"][self as usize]
+        ["core", "sim", "kernel", "workers", "wire"][self as usize]
     }
 }
 
@@ -102,6 +105,8 @@ pub(crate) struct Script {
     pub(crate) engines: Vec<Kind>,
     /// Whether several workers are to do the same as one.
     pub(crate) for_workers: bool,
+    /// Why it does not hold on a wire, if so.
+    pub(crate) not_on_wire: Option<String>,
     pub(crate) lines: Vec<Line>,
 }
 
@@ -153,6 +158,7 @@ impl Reader {
             conntrack: Vec::new(),
             engines: Kind::ALL.to_vec(),
             for_workers: true,
+            not_on_wire: None,
             lines: Vec::new(),
         };
         Reader { script, scope: Scope { last: None, labels: HashMap::new() }, differs: false }
@@ -228,6 +234,14 @@ impl Reader {
                 words.next("alone")?;
                 words.next("the reason why several workers do something else")?;
                 self.script.for_workers = false;
+            }
+            Some("not") => {
+                for word in ["not", "on", "wire"] {
+                    if words.next("not on wire")? != word {
+                        return Err("want not on wire \"reason\"".into());
+                    }
+                }
+                self.script.not_on_wire = Some(words.next("the reason")?);
             }
             Some("differs") => {
                 words.next("differs")?;

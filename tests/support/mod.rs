@@ -56,7 +56,7 @@ pub(crate) struct Net {
     prefix: String,
     folder: PathBuf,
     /// One network at a time: the machine has few cores, and the tests measure.
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -71,7 +71,7 @@ impl Net {
     /// Makes it, with veth pairs.
     pub(crate) fn new(shape: Shape) -> Net {
         let shape = Shape { queues: shape.queues.max(2 * workers().unwrap_or(0)), ..shape };
-        let net = Net::without_links();
+        let net = Net::without_links(true);
         for (place, port, number) in [(Place::Lan, "lan", 1), (Place::Wan, "wan", 2)] {
             let queues = format!("numtxqueues {0} numrxqueues {0}", shape.queues);
             let host = net.name(place);
@@ -91,7 +91,7 @@ impl Net {
     /// to them. They are taken from where the test runs.
     #[allow(dead_code)] // only where there are such NICs
     pub(crate) fn of_nics(router: [&str; 2], hosts: [&str; 2]) -> Net {
-        let net = Net::without_links();
+        let net = Net::without_links(true);
         for (at, place, port) in [(0, Place::Lan, "lan"), (1, Place::Wan, "wan")] {
             for (nic, owner, name) in [(router[at], Place::Router, port), (hosts[at], place, "eth0")] {
                 must(Command::new("ip").args(["link", "set", nic, "netns", &net.name(owner), "name", name]));
@@ -101,8 +101,14 @@ impl Net {
         net
     }
 
-    fn without_links() -> Net {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Makes the namespaces alone, for a test that makes links of its own and does not measure: any number at a time.
+    #[allow(dead_code)] // for few
+    pub(crate) fn bare() -> Net {
+        Net::without_links(false)
+    }
+
+    fn without_links(alone: bool) -> Net {
+        let turn = alone.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner));
         sweep();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("xr{}n{number}", std::process::id());

@@ -5,17 +5,23 @@
 //! and `wan`; `nic2` and `nic3` the hosts'. Each test starts the router, and leaves the network as it was. One at a time.
 
 mod ends;
+#[path = "../scenario/mod.rs"]
+#[allow(dead_code)] // the scenarios' own tests use the rest
+mod scenario;
 #[path = "../support/mod.rs"]
 #[allow(dead_code)] // the end-to-end tests use the rest
 mod support;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use ends::{PORT, Traffic, at};
 use nix::sys::signal::Signal;
+use scenario::script::Script;
+use scenario::wire::{Site, unfit};
 use support::{Net, Place, Router, text};
 use xrouter::xdp::{Edge, EdgeConfig, Mode};
 
@@ -148,6 +154,62 @@ fn copy_mode_does_it_all() {
     connections_are_translated(&router);
     all_queues_worked(&router, &driver);
     router.stop();
+}
+
+/// The executable specification (tests/scenarios), as far as NICs and one network for all can run it.
+#[test]
+fn scenarios_hold_in_zero_copy_mode() {
+    let Some(driver) = driver() else { return };
+    let workers = workers(&driver).parse().expect("a number");
+    let (mut left, mut left_out) = (Vec::new(), Vec::new());
+    for script in scripts(&driver) {
+        match unfit(&script, true) {
+            Some(why) => left_out.push(format!("{}: {why}", script.file)),
+            None => left.push(script),
+        }
+    }
+    let (ran, mut failures) = (left.len(), Vec::new());
+    let mut site = Site::of_nics(&NET, workers, &["--mode", "zero-copy"]).expect("a network");
+    while !left.is_empty() {
+        let script = left.remove(next(&site, &left));
+        let started = Instant::now();
+        let mut outcome = site.run(&script);
+        let took = started.elapsed();
+        eprintln!("  {}: {:.1} s", script.file, took.as_secs_f32());
+        // UDP of more than two seconds becomes ASSURED.
+        if let (Err(error), true) = (&outcome, took > 2 * SECOND) {
+            eprintln!("  {error}\n  again, because the emulator was slow:");
+            outcome = site.run(&script);
+        }
+        failures.extend(outcome.err());
+    }
+    drop(site);
+    eprintln!("engine wire: {ran} scenarios, {} failed, {} left out:", failures.len(), left_out.len());
+    left_out.iter().for_each(|why| eprintln!("  {why}"));
+    assert!(failures.is_empty(), "{} scenarios failed:\n\n{}\n", failures.len(), failures.join("\n\n"));
+}
+
+/// Scenarios of state and NAT are run here; of the rest there is no time for all. On virtio, with one queue and one worker, NAT's.
+fn scripts(driver: &str) -> Vec<Script> {
+    let families: &[&str] = if driver == "igb" { &["ct_", "helper_", "nat_"] } else { &["helper_", "nat_"] };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    let wanted = |name: &str| name.ends_with(".scn") && families.iter().any(|family| name.starts_with(family));
+    files.retain(|file| file.file_name().is_some_and(|name| wanted(&name.to_string_lossy())));
+    files.iter().map(|file| Script::load(file).unwrap_or_else(|error| panic!("{error}"))).collect()
+}
+
+/// The scenario to be run next: a start of the daemon takes seconds, and so does its allowance for ICMP errors to fill up.
+fn next(site: &Site, left: &[Script]) -> usize {
+    loop {
+        let served = left.iter().any(|script| site.serves(script));
+        match left.iter().position(|script| site.may_run(script) && (site.serves(script) || !served)) {
+            Some(at) => return at,
+            None => thread::sleep(SECOND / 10),
+        }
+    }
 }
 
 /// The kernel's socket diagnosis has a socket for every queue of both ports, in this mode, with frames long enough for the driver.
