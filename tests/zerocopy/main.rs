@@ -56,6 +56,8 @@ static NET: LazyLock<&Net> = LazyLock::new(|| {
     for place in [Place::Lan, Place::Wan] {
         // After an outage TCP would try again only after as long a time once more.
         net.must(place, "sysctl -qw net.ipv4.tcp_rto_max_ms=1000");
+        // And it would give up after 15 times, which are 15 seconds then: a restart on a busy machine takes longer.
+        net.must(place, "sysctl -qw net.ipv4.tcp_retries2=100");
     }
     ends::start(net);
     net
