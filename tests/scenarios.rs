@@ -8,7 +8,7 @@ mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::{env, fs, thread};
 
 use scenario::parity;
@@ -111,6 +111,8 @@ fn four_workers_agree_with_every_scenario_whatever_queues_packets_arrive_on() {
 
 /// Networks of the engine *wire* side by side: a scenario mostly waits there.
 const LANES: usize = 4;
+/// One wire at a time.
+static WIRE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn the_wire_agrees_with_every_scenario() {
@@ -128,6 +130,7 @@ fn all_on_wire(mode: &str, has: fn(&Step) -> bool) {
     if !support::privileged() {
         return;
     }
+    let _turn = WIRE.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut scripts, mut left_out, failures) = (Vec::new(), Vec::new(), Mutex::new(Vec::new()));
     for file in files() {
         let script = Script::load(&file).unwrap_or_else(|error| panic!("{error}"));

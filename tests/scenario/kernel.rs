@@ -40,6 +40,8 @@ pub(crate) struct Kernel {
 
 /// Who asks the ARP question behind every injection.
 const ASKER: u8 = 254;
+/// How often a new link is asked before it counts as broken.
+const ATTEMPTS: usize = 4;
 
 impl Kernel {
     /// Makes the namespaces and loads everything.
@@ -67,10 +69,24 @@ impl Kernel {
         let sockets = [packet_socket("lan")?, packet_socket("wan")?];
         setns(&router, CloneFlags::CLONE_NEWNET).map_err(|error| format!("setns: {error}"))?;
         let mut kernel = Kernel { sockets, frames: Vec::new(), names: script.topology.names.clone(), log, _ends: ends };
-        kernel.barrier(Port::Lan)?;
-        kernel.barrier(Port::Wan)?;
+        kernel.first_barrier(Port::Lan)?;
+        kernel.first_barrier(Port::Wan)?;
         kernel.frames.clear();
         Ok(kernel)
+    }
+
+    /// The same on a new link, which throws frames away until the kernel has found time to activate it: on a busy machine that is
+    /// later than the question.
+    fn first_barrier(&mut self, port: Port) -> Result<(), String> {
+        for _ in 0..ATTEMPTS {
+            if self.barrier(port).is_ok() {
+                return Ok(());
+            }
+            // Should the answer only have been late, it is not to be taken for that of the next question.
+            thread::sleep(Duration::from_millis(100));
+            self.read(port)?;
+        }
+        self.barrier(port)
     }
 
     /// Sends an ARP request on `port` and reads until its answer.
