@@ -497,6 +497,10 @@ impl<'n> Site<'n> {
 
 impl Drop for Site<'_> {
     fn drop(&mut self) {
+        // Only one that is told to end gives NICs back what it has changed.
+        if !thread::panicking() {
+            self.stop();
+        }
         drop(self.running.take());
         self.restore();
     }
