@@ -277,7 +277,8 @@ mod tests {
     }
 
     /// Two threads with small rings between them: what arrives is whole and in order, and no frame gets lost. Run it under Miri,
-    /// too, which knows what the processor might have done: `cargo +nightly miri test --lib worker::links`.
+    /// too, which knows what the processor might have done (and to which frames in memory are never given back):
+    /// `MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-ignore-leaks' cargo +nightly miri test --lib worker::links`.
     #[test]
     fn two_threads_exchange_packets_and_lose_no_frame() {
         let mut all = Links::between(2, 4);
