@@ -16,8 +16,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use xrouter::device::{Device, PortId};
 use xrouter::xdp::{BusyPoll, Edge, EdgeConfig, Mode, WorkerQueues};
 
-const BURST: usize = 64;
-
 /// Forwards everything between two interfaces through AF_XDP.
 #[derive(Parser)]
 struct Arguments {
@@ -42,6 +40,9 @@ struct Arguments {
     /// auto, zero-copy, copy or generic.
     #[arg(long, default_value = "auto")]
     mode: Mode,
+    /// Packets received at a time, and the driver's budget when it is busy-polled.
+    #[arg(long, default_value_t = 256)]
+    burst: u16,
 }
 
 fn mac(text: &str) -> Result<[u8; 6], String> {
@@ -57,14 +58,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         cores.set(core)?;
         sched_setaffinity(Pid::from_raw(0), &cores)?;
     }
-    let busy_poll = arguments.busy_poll.then(BusyPoll::default);
+    let busy_poll = arguments.busy_poll.then(|| BusyPoll { budget: u32::from(arguments.burst), ..BusyPoll::default() });
     let config = EdgeConfig { mode: arguments.mode, busy_poll, ..EdgeConfig::new(&arguments.lan, &arguments.wan) };
     let mut edge = Edge::open(&config)?;
     let mut worker = edge.take_worker(0).ok_or("there is a first worker")?;
     let macs = edge.interfaces().each_ref().map(|interface| interface.mac);
     println!("bare ready: mode {}", edge.report().mode);
     let hosts = [arguments.lan_host, arguments.wan_host];
-    let forwarded = forward(&mut worker, &macs, &hosts, &stop)?;
+    let forwarded = forward(&mut worker, &macs, &hosts, usize::from(arguments.burst), &stop)?;
     println!("forwarded {forwarded} packets");
     Ok(())
 }
@@ -86,16 +87,17 @@ fn forward(
     worker: &mut WorkerQueues,
     macs: &[[u8; 6]; 2],
     hosts: &[[u8; 6]; 2],
+    burst: usize,
     stop: &AtomicBool,
 ) -> std::io::Result<u64> {
-    let mut batch = Vec::with_capacity(BURST);
-    let mut out = VecDeque::with_capacity(BURST);
+    let mut batch = Vec::with_capacity(burst);
+    let mut out = VecDeque::with_capacity(burst);
     let mut forwarded = 0;
     while !stop.load(Ordering::Relaxed) {
         for port in PortId::ALL {
             let other = PortId(1 - port.0).index();
             for queue in 0..worker.ports[port.index()].len() {
-                worker.ports[port.index()][queue].receive(&mut batch, BURST, &mut worker.pool);
+                worker.ports[port.index()][queue].receive(&mut batch, burst, &mut worker.pool);
                 for mut frame in batch.drain(..) {
                     let bytes = frame.bytes_mut();
                     bytes[..6].copy_from_slice(&hosts[other]);

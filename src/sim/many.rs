@@ -19,12 +19,23 @@ use crate::time::Instant;
 use crate::worker::{Handle, Links, Parts, PortLost, Worker, mailbox};
 
 const FRAME_SIZE: usize = 1792;
-/// Of each worker.
-const FRAMES: usize = 512;
-/// Frames of a port's queue.
-const RING: usize = 64;
-/// Entries of a ring between two workers.
-const BETWEEN: usize = 128;
+
+/// How much room there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Frames of a port's queue.
+    pub ring: usize,
+    /// Entries of a ring between two workers.
+    pub between: usize,
+    /// Frames of each worker.
+    pub frames: usize,
+}
+
+impl Default for Room {
+    fn default() -> Room {
+        Room { ring: 64, between: 128, frames: 512 }
+    }
+}
 
 /// See the module's head.
 #[derive(Debug)]
@@ -40,6 +51,8 @@ pub struct Many {
     left: [Vec<Vec<u8>>; PortId::COUNT],
     random: Seeded,
     now: Instant,
+    /// Of each worker.
+    frames: usize,
 }
 
 impl Many {
@@ -55,15 +68,15 @@ impl Many {
         faults: Faults,
         seed: u64,
     ) -> Many {
-        Many::with_rings(BETWEEN, steering, policy, routing, settings, faults, seed)
+        Many::with_room(Room::default(), steering, policy, routing, settings, faults, seed)
     }
 
-    /// The same with rings of `between` entries from one worker to another.
+    /// The same with more room, or less.
     ///
     /// # Panics
     /// When the process has no descriptor left.
-    pub fn with_rings(
-        between: usize,
+    pub fn with_room(
+        room: Room,
         steering: Steering,
         policy: Policy,
         routing: Routing,
@@ -78,9 +91,9 @@ impl Many {
         let (policy, routing) = (Arc::new(ArcSwap::from_pointee(policy)), Arc::new(ArcSwap::from_pointee(routing)));
         let wires: Vec<[WireEnd; PortId::COUNT]> = (0..count).map(|_| Default::default()).collect();
         let (mut workers, mut handles) = (Vec::new(), Vec::new());
-        for ((shard, links), wires) in shards.into_iter().zip(Links::between(count, between)).zip(&wires) {
+        for ((shard, links), wires) in shards.into_iter().zip(Links::between(count, room.between)).zip(&wires) {
             let (mailbox, handle) = mailbox().expect("a descriptor for the mailbox");
-            let device = |port: PortId| SimPort::new(wires[port.index()].clone(), RING, faults, random.next_u64());
+            let device = |port: PortId| SimPort::new(wires[port.index()].clone(), room.ring, faults, random.next_u64());
             workers.push(Worker::new(Parts {
                 devices: PortId::ALL
                     .map(device)
@@ -88,7 +101,7 @@ impl Many {
                     .zip(PortId::ALL)
                     .map(|(device, port)| (port, device))
                     .collect(),
-                pool: FramePool::in_memory(FRAMES, FRAME_SIZE),
+                pool: FramePool::in_memory(room.frames, FRAME_SIZE),
                 host: SimHost::default(),
                 shard,
                 policy: policy.clone(),
@@ -99,7 +112,7 @@ impl Many {
             handles.push(handle);
         }
         let left = Default::default();
-        Many { workers, wires, policy, routing, handles, left, random, now: Instant::from_secs(1) }
+        Many { workers, wires, policy, routing, handles, left, random, now: Instant::from_secs(1), frames: room.frames }
     }
 
     /// How many workers there are.
@@ -183,7 +196,7 @@ impl Many {
             let in_devices: usize = worker.devices_mut().iter().map(|(_, port)| port.frames()).sum();
             frames += in_devices + worker.frames_at_hand();
         }
-        assert_eq!(frames, self.count() * FRAMES, "a frame was lost or made");
+        assert_eq!(frames, self.count() * self.frames, "a frame was lost or made");
         Ok(())
     }
 

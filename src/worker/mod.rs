@@ -2,10 +2,10 @@
 //!
 //! One worker per core. It owns the devices of its queues, its frames and its [`Shard`]; it shares nothing but the two
 //! published values ([`Policy`], [`Routing`], one atomic load each per burst) and its mailbox. A burst: take back sent frames,
-//! give free ones, receive up to [`BATCH`] per device, decide, send, wake the kernel once (what is for the host itself may wait
-//! a moment for more of it); then a bounded share of time-outs
-//! and of what the control thread asked for. The clock is read once per burst, by [`Worker::run`]; [`Worker::burst`]
-//! takes it as an argument, so the simulator runs the same loop in virtual time.
+//! give free ones, receive up to `BURST` per device and decide them [`BATCH`] at a time, send, wake the kernel once (what is for
+//! the host itself may wait a moment for more of it); then a bounded share of time-outs and of what the control thread
+//! asked for. The clock is read once per burst, by [`Worker::run`]; [`Worker::burst`] takes it as an argument, so the simulator
+//! runs the same loop in virtual time.
 
 mod links;
 mod mailbox;
@@ -43,9 +43,11 @@ use crate::snapshot::{Policy, Routing};
 use crate::time::Instant;
 use crate::verdict::DropReason;
 
+/// Packets of one device in a burst, decided in batches: what the kernel costs each burst is shared by so many.
+const BURST: usize = 4 * BATCH;
 /// Frames that may wait for room in a port's transmit ring; what is beyond is dropped as `transmit_full`.
 const BACKLOG: usize = 512;
-/// Connections looked at for expiry per burst.
+/// Connections looked at for expiry per batch, or burst without packets.
 const EXPIRE_BUDGET: usize = 32;
 /// Bursts without a packet before an adaptive worker sleeps.
 const IDLE_BURSTS: u32 = 256;
@@ -205,26 +207,20 @@ impl<D: Device, H: Host> Worker<D, H> {
         }
         let mut total = self.take_over(now);
         for index in 0..self.devices.len() {
-            let (port, device) = &mut self.devices[index];
-            let (count, bytes) = self.batch.fill(*port, |frames| device.receive(frames, BATCH, &mut self.pool));
-            if count == 0 {
-                continue;
-            }
-            total += count;
-            let counted = &mut self.received_by[index];
-            counted[0] += count as u64;
-            counted[1] += bytes;
-            self.decide(now);
+            total += self.receive_from(index, now);
         }
         schedule::point();
         let (policy, routing) = (self.policy.load(), self.routing.load());
-        datapath::expire(&mut self.shard, policy, routing, now, EXPIRE_BUDGET, &mut self.effects);
+        let budget = EXPIRE_BUDGET * total.div_ceil(BATCH).max(1);
+        datapath::expire(&mut self.shard, policy, routing, now, budget, &mut self.effects);
         self.carry_out(now);
+        if self.links.is_some() {
+            self.shard.conntrack.attend(now);
+        }
         self.kick()?;
         if let Some(links) = &mut self.links {
             links.wake();
             links.settle(&mut self.pool, total == 0);
-            self.shard.conntrack.attend(now);
         }
         self.bursts += 1;
         self.pulse.store(self.bursts, Ordering::Relaxed);
@@ -235,7 +231,26 @@ impl<D: Device, H: Host> Worker<D, H> {
         Ok(total)
     }
 
-    /// Decides what other workers have given, at most a batch of each; returns how many.
+    /// Decides what a device has received, batch by batch; returns how many packets.
+    fn receive_from(&mut self, index: usize, now: Instant) -> usize {
+        let mut received = 0;
+        while received < BURST {
+            let (port, device) = &mut self.devices[index];
+            let (count, bytes) = self.batch.fill(*port, |frames| device.receive(frames, BATCH, &mut self.pool));
+            let counted = &mut self.received_by[index];
+            counted[0] += count as u64;
+            counted[1] += bytes;
+            received += count;
+            self.decide(now);
+            if count < BATCH {
+                break;
+            }
+        }
+        received
+    }
+
+    /// Decides what other workers have given, at most a burst of each (less than what they can receive in one of theirs, and
+    /// rings would fill up); returns how many.
     fn take_over(&mut self, now: Instant) -> usize {
         let Some(links) = &mut self.links else { return 0 };
         let (count, first) = (links.count(), links.next_turn());
@@ -244,7 +259,7 @@ impl<D: Device, H: Host> Worker<D, H> {
 
     fn take_over_from(&mut self, worker: usize, now: Instant) -> usize {
         let mut taken = 0;
-        while taken < BATCH
+        while taken < BURST
             && let Some(parcel) = self.links.as_mut().and_then(|links| links.take(worker))
         {
             taken += 1;

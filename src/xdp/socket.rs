@@ -26,8 +26,6 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
 const CHUNK: usize = 64;
 /// Kicks in a row that send nothing of what waits, until it is tried without preferred busy polling, or with it again.
 const KICKS_IN_VAIN: u32 = 64;
-/// Kicks in one call, while the kernel says that it could send more: some send only 32 frames a call.
-const KICKS: usize = 8;
 
 const SOL_XDP: libc::c_int = 283;
 const XDP_OPTIONS: libc::c_int = 8;
@@ -48,7 +46,7 @@ pub struct BusyPoll {
 
 impl Default for BusyPoll {
     fn default() -> BusyPoll {
-        BusyPoll { micros: 20, budget: 64 }
+        BusyPoll { micros: 20, budget: 256 }
     }
 }
 
@@ -286,7 +284,8 @@ impl XdpQueue {
     }
 
     fn send(&mut self) -> io::Result<()> {
-        for _ in 0..KICKS {
+        let mut waiting = self.unsent();
+        loop {
             self.wakeups += 1;
             // SAFETY: an empty message; no memory is passed.
             let sent = unsafe { libc::sendto(self.fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0) };
@@ -295,15 +294,19 @@ impl XdpQueue {
             }
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
-                // EAGAIN: the kernel stopped at its budget, or the completion ring is full.
-                Some(libc::EAGAIN) => {}
+                // The kernel stopped at its budget (before Linux 6.17 that is 32 frames), or the completion ring is full.
+                Some(libc::EAGAIN) => {
+                    let before = std::mem::replace(&mut waiting, self.unsent());
+                    if waiting == 0 || waiting >= before {
+                        return Ok(());
+                    }
+                }
                 Some(libc::ENOBUFS | libc::ENOMEM | libc::EBUSY | libc::EINTR) => return Ok(()),
                 // The link is down (the frames wait in the ring and leave when it is up again), or the device is gone.
                 Some(libc::ENETDOWN) => return self.alive(),
                 _ => return self.fail(error),
             }
         }
-        Ok(())
     }
 
     /// Has the kernel look at the fill ring, and, when busy polling, poll the driver.

@@ -285,6 +285,29 @@ fn by_the_nics_hash_replies_of_translated_connections_come_home_by_themselves() 
     }
 }
 
+/// A worker takes over in a burst what another can have received in one of its own.
+#[test]
+fn bursts_of_many_packets_do_not_fill_the_rings_between_workers() {
+    let steering = Steering::software(2, [5, 9], "there is no NIC");
+    let room = Room { ring: 512, between: 1024, frames: 4096 };
+    let mut router =
+        Many::with_room(room, steering, policy(MASQUERADE), routing(), settings(4096), Faults::default(), 5);
+    let flows: Vec<Vec<u8>> =
+        (0..256).map(|number| Talk { kind: 0, client: 2, server: 2, port: 2000 + number }.first()).collect();
+    let mut received = 0;
+    for _ in 0..50 {
+        for queue in 0..2 {
+            flows.iter().for_each(|packet| router.send_to(PortId::LAN, queue, packet));
+        }
+        for worker in 0..2 {
+            received += router.burst(worker).expect("no port was cut");
+        }
+    }
+    let full: u64 = router.shards().map(|shard| shard.counters.drops.get(DropReason::HandoverFull)).sum();
+    assert!(received > 20_000, "{received} packets and parcels");
+    assert_eq!(full, 0, "of {received}");
+}
+
 #[test]
 fn a_full_ring_is_a_counted_drop_and_no_frame_is_lost() {
     let mut router = many(2, MASQUERADE, 4096, 3);
@@ -521,7 +544,15 @@ fn what_gets_lost_between_workers_does_not_count_for_connlimit() {
     for seed in 0..8 {
         let steering = Steering::software(2, [seed, 9], "there is no NIC");
         let (policy, settings) = (policy(rules), settings(4096));
-        let mut router = Many::with_rings(2, steering, policy, routing(), settings, Faults::default(), seed);
+        let mut router = Many::with_room(
+            Room { between: 2, ..Room::default() },
+            steering,
+            policy,
+            routing(),
+            settings,
+            Faults::default(),
+            seed,
+        );
         let syn = |number: u16| Talk { kind: 1, client: 2, server: 2, port: 1000 + number }.first();
         for number in 0..40 {
             // The other worker never gets a turn. (Lists of connections are walked once in a millisecond at most.)

@@ -181,7 +181,15 @@ impl Many {
 fn some_workers(rules: &str, max: usize, between: usize) -> Many {
     let (workers, seed) = (2 + (any() % 3) as u16, any());
     let steering = Steering::software(workers, [seed, 9], "there is no NIC");
-    Many::with_rings(between, steering, policy(rules), routing(), settings(max), Faults::default(), seed)
+    Many::with_room(
+        Room { between, ..Room::default() },
+        steering,
+        policy(rules),
+        routing(),
+        settings(max),
+        Faults::default(),
+        seed,
+    )
 }
 
 /// The same, or such that rely on NICs, which bring packets elsewhere than they say.
@@ -190,7 +198,7 @@ fn some_workers_of_any_kind(rules: &str) -> Many {
         return some_workers(rules, 256, 128);
     }
     let steering = nics(2 + (any() % 3) as u16);
-    Many::with_rings(128, steering, policy(rules), routing(), settings(256), Faults::default(), any())
+    Many::with_room(Room::default(), steering, policy(rules), routing(), settings(256), Faults::default(), any())
 }
 
 /// What leaves, each packet once.
