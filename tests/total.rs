@@ -38,3 +38,17 @@ fn a_place_that_becomes_free_may_be_taken_and_none_gets_lost() {
         assert_eq!(total.reserve(1), !begun);
     });
 }
+
+#[test]
+fn the_place_of_one_that_gives_way_is_its_successors() {
+    loom::model(|| {
+        let total = Arc::new(Total::new());
+        assert!(total.reserve(1));
+        let other = total.clone();
+        let other = thread::spawn(move || other.reserve(1));
+        total.hold();
+        total.release();
+        assert!(!other.join().expect("no panic"));
+        assert_eq!(total.get(), 1);
+    });
+}

@@ -353,6 +353,11 @@ impl Homes {
         self.total.reserve(max)
     }
 
+    /// One more is to be in the place of one in the own table that goes.
+    pub(super) fn hold(&self) {
+        self.total.hold();
+    }
+
     /// A connection that was counted is not to be.
     pub(super) fn release(&self) {
         schedule::point();

@@ -21,6 +21,11 @@ impl Total {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
+    /// One more is to be in the place of one that is counted, and goes before it comes: nobody else gets the place between.
+    pub(crate) fn hold(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// One that was counted is no more, or is not to be.
     pub(crate) fn release(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);

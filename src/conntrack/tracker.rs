@@ -419,8 +419,12 @@ impl Conntrack {
                 return self.refuse_new(DropReason::ConntrackClash);
             }
         }
-        if let Some(victim) = self.victim.take() {
-            self.drop_early(victim, now);
+        let counted = self.victim.take().is_some_and(|victim| self.give_way(victim, now)) || self.reserve();
+        if !counted {
+            // Another worker has taken the last place since.
+            self.leave_roster(&new);
+            self.miss_room();
+            return Err(DropReason::ConntrackFull);
         }
         new.conn.expires = now + new.conn.expires.as_ns();
         let Some(id) = self.insert(&new) else {

@@ -54,7 +54,7 @@ impl Conntrack {
     pub fn put_copy(&mut self, copy: &ConnCopy, now: Instant) {
         let tuples = [Direction::Original, Direction::Reply].map(|direction| copy.record.tuple(direction));
         let taken = tuples.iter().any(|tuple| self.find(tuple, self.hash(tuple)).is_some());
-        if taken {
+        if taken || !self.reserve() {
             return;
         }
         let record = Prepared { note: copy.record.note.without_loans(), ..copy.record };

@@ -156,14 +156,20 @@ impl Conntrack {
     pub(super) fn find_room(&mut self, now: Instant) -> Result<Option<ConnId>, DropReason> {
         let found = self.find_own_room(now);
         if found.is_err() {
-            self.statistics.drop += 1;
-            self.relief = self.relief.or(Some(0));
-            if let Some(homes) = &mut self.homes {
-                // This packet is lost; its repetition is not, if others have connections that can go.
-                homes.ask_for_room();
-            }
+            self.miss_room();
         }
         found
+    }
+
+    /// A packet finds no room.
+    #[cold]
+    pub(super) fn miss_room(&mut self) {
+        self.statistics.drop += 1;
+        self.relief = self.relief.or(Some(0));
+        if let Some(homes) = &mut self.homes {
+            // This packet is lost; its repetition is not, if others have connections that can go.
+            homes.ask_for_room();
+        }
     }
 
     fn find_own_room(&mut self, now: Instant) -> Result<Option<ConnId>, DropReason> {
@@ -195,15 +201,31 @@ impl Conntrack {
         }
     }
 
-    /// Removes a connection for the sake of a new one, if the table is still full.
+    /// Removes a connection for the sake of a new one, if the table is still full; whether it did. Its place among those of all
+    /// workers is the new one's then.
+    #[cold]
+    pub(super) fn give_way(&mut self, victim: ConnId, now: Instant) -> bool {
+        if !self.is_full() || !self.table.get(victim).is_confirmed() {
+            return false;
+        }
+        if let Some(homes) = &self.homes {
+            homes.hold();
+        }
+        self.remove(victim, now, 0);
+        self.statistics.early_drop += 1;
+        if self.hand.at == victim.index() {
+            self.advance();
+        }
+        true
+    }
+
+    /// Removes a connection, if the table is still full; whoever comes first gets its place.
     #[cold]
     pub(super) fn drop_early(&mut self, victim: ConnId, now: Instant) {
-        if self.is_full() && self.table.get(victim).is_confirmed() {
-            self.remove(victim, now, 0);
-            self.statistics.early_drop += 1;
-            if self.hand.at == victim.index() {
-                self.advance();
-            }
+        if self.give_way(victim, now)
+            && let Some(homes) = &self.homes
+        {
+            homes.release();
         }
     }
 

@@ -261,12 +261,13 @@ impl Conntrack {
         }
     }
 
-    /// Puts a connection into the table, and counts it among those of all workers. `None`: there is no room, or there are as many
-    /// as there may be.
+    /// Counts one more connection among those of all workers. `false`: there are as many as there may be.
+    pub(super) fn reserve(&self) -> bool {
+        self.homes.as_ref().is_none_or(|homes| homes.reserve(self.settings.max))
+    }
+
+    /// Puts a connection that is counted into the table. `None`: that has no room, and it is counted no more.
     pub(super) fn insert(&mut self, new: &Prepared) -> Option<ConnId> {
-        if self.homes.as_ref().is_some_and(|homes| !homes.reserve(self.settings.max)) {
-            return None;
-        }
         let inserted = (self.table.len() < self.table.capacity()).then(|| self.table.insert(new).ok()).flatten();
         if let (None, Some(homes)) = (inserted, &self.homes) {
             homes.release();

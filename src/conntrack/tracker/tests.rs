@@ -1,8 +1,11 @@
 use super::*;
 use crate::conntrack::ConnView;
+use crate::conntrack::homes::Homes;
 use crate::conntrack::testing::{self, Segment};
 use crate::device::PortId;
+use crate::steering::Steering;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 mod event;
 mod flood;
@@ -129,6 +132,25 @@ fn one_way_udp_stays_new_and_is_renewed() {
         lab.pass_ms(20_000);
     }
     assert_eq!(lab.only(), (10, false));
+}
+
+/// As in Linux, where the maximum is lowered under those that there are: each new one takes an old one's place.
+#[test]
+fn several_workers_over_a_lowered_maximum_take_new_connections_for_old_ones() {
+    let steering = Arc::new(Steering::software(2, [1, 2], "a test"));
+    let settings = Settings { max: 90, ..Settings::default() };
+    let homes = Homes::of_all(&steering, 128).into_iter().next().expect("two workers");
+    let mut lab = Lab { ct: Conntrack::among(settings.clone(), 128, [1, 2], homes), now: Instant::from_secs(1000) };
+    for port in 0..60 {
+        lab.pass(&udp(CLIENT, 2000 + port, SERVER, 53));
+    }
+    lab.ct.set_settings(Settings { max: 50, ..settings }).expect("less is possible");
+    for port in 0..20 {
+        assert_eq!(lab.pass(&udp(CLIENT, 3000 + port, SERVER, 53)), CtInfo::New);
+        assert_eq!((lab.ct.total(), lab.ct.len()), (60, 60));
+    }
+    let counted = lab.ct.statistics();
+    assert_eq!((counted.early_drop, counted.drop, counted.chaintoolong), (20, 0, 0));
 }
 
 #[test]
