@@ -3,8 +3,9 @@
 //!
 //! In a run a point is nothing, and a lock is the standard library's. In this crate's own tests a scheduler may have been put in
 //! the processor's place ([`testing`]): then it decides at each point who goes on, so that every order in which workers can meet
-//! has its chance, and comes again when it is asked for (`src/sim/many/tests/schedules.rs`). Nobody waits while he holds one of
-//! these locks, and nobody stays away from work because another panicked: nothing that they guard can be left half done.
+//! has its chance, and comes again when it is asked for (`src/sim/many/tests/schedules.rs`). Who holds one of
+//! these locks waits for no other but in one order (`conntrack::published`), and nobody stays away from work because another
+//! panicked: nothing that they guard can be left half done.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -141,9 +141,12 @@ fn long_packets_pass_translated_and_over_two_workers() {
         all_passes(&net, &router, 2);
     }
     // With NAT the worker sees what is for the host, and gives it back: in fragments, if it must.
-    for (router, most) in [("10.1.0.1", 8972), ("fd01::1", 8952)] {
-        let said = net.run(Place::Lan, &format!("ping -c 3 -i 0.05 -W 2 -M do -s {most} {router}"));
-        assert!(said.status.success(), "{router}: {}", text(&said.stdout));
+    let punted = || of_each(&router, "punted").iter().sum::<u64>();
+    for (host, most) in [("10.1.0.1", 8972), ("fd01::1", 8952)] {
+        let before = punted();
+        let said = net.run(Place::Lan, &format!("ping -c 3 -i 0.05 -W 2 -M do -s {most} {host}"));
+        assert!(said.status.success(), "{host}: {}", text(&said.stdout));
+        assert!(punted() >= before + 3, "{host} was not asked by way of a worker");
     }
     assert!(
         of_each(&router, "handed_over").iter().sum::<u64>() > 100,

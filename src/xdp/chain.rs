@@ -5,12 +5,13 @@
 //! may be in several turns of `receive`: what there is of it stays in the queue's [`Chain`]. Each of its frames goes back to
 //! the pool as soon as it is copied. A packet that finds no large frame, or is longer than one, is dropped whole and counted.
 
-use super::port::LAYER2;
+use super::LAYER2;
 use super::umem::HEADROOM;
 use crate::device::{Frame, FramePool};
 
-/// Most descriptors of a packet that the kernel sends in copy mode: the head of an skb and `MAX_SKB_FRAGS` pages.
-pub(super) const PARTS_MAX: usize = 18;
+/// Most descriptors of a packet that the kernel sends in copy mode: `MAX_SKB_FRAGS` pages. (Most drivers' packets have a head
+/// besides, for one more.)
+pub(super) const PARTS_MAX: usize = 17;
 
 /// Bytes at the end of a frame that the kernel keeps for itself in zero-copy mode, where packets may take several
 /// (`xsk_pool_get_tailroom`).
@@ -195,8 +196,8 @@ mod tests {
         let needed =
             |mtu| (frames_needed(mtu, 4096, false), frames_needed(mtu, 4096, true), frames_needed(mtu, 2048, false));
         assert_eq!(needed(1500), (1, 1, 1));
-        assert_eq!(needed(3822), (1, 2, 3));
-        assert_eq!(needed(3823), (2, 2, 3));
+        assert_eq!(needed(3814), (1, 2, 3));
+        assert_eq!(needed(3815), (2, 2, 3));
         assert_eq!(needed(9000), (3, 3, 6));
         assert_eq!(needed(65_535), (18, 19, 37));
     }

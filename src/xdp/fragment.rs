@@ -22,7 +22,7 @@ pub(super) fn cut(frame: &[u8], most: usize, id: u16, mut give: impl FnMut(&[u8]
         return false;
     };
     let room = (most.saturating_sub(headers.len())) & !7;
-    if room == 0 {
+    if room == 0 || payload.is_empty() {
         return false;
     }
     let mut piece = Vec::with_capacity(most);

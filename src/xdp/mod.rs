@@ -40,7 +40,7 @@ pub use ethtool::{
 };
 pub use interface::{Interface, ifindex};
 pub use netdev::{Netdev, RxQueue, XdpFeatures};
-pub use port::PortReport;
+pub use port::{LAYER2, PortReport};
 pub use program::{
     AttachedProgram, Attachment, Hook, PROGRAM_NAME, Program, Steering, attached_program, detach_program,
 };
@@ -158,7 +158,7 @@ impl EdgeReport {
     /// The largest MTU that fits what packets are received into.
     pub fn longest_mtu(&self) -> u32 {
         let room = if self.large == 0 { self.frame_size - HEADROOM as u32 } else { self.large };
-        room - port::LAYER2
+        room - LAYER2
     }
 }
 

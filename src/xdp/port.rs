@@ -23,8 +23,9 @@ const ANCHOR_PATIENCE: Duration = Duration::from_secs(3);
 const ENOTSUPP: i32 = 524;
 /// Bytes of a huge page.
 const HUGE_PAGE: u32 = 2 << 20;
-/// Bytes of the longest layer-2 header a frame comes with: Ethernet and one tag.
-pub(super) const LAYER2: u32 = 18;
+/// Bytes that a frame has beyond its interface's MTU, at most: Ethernet's header, two VLAN tags, and the checksum that some cards
+/// leave there. The kernel counts so when a zero-copy socket is bound.
+pub const LAYER2: u32 = 26;
 /// Large frames of a worker, where there are any: for a batch of 64, what waits for sending (512), and what waits for neighbours.
 const LARGE_FRAMES: usize = 1024;
 /// Bytes that a packet may grow in a large frame (helpers that rewrite addresses in it).
@@ -240,6 +241,11 @@ fn bind_all(
     large: Option<u32>,
 ) -> Result<Result<Bound, String>, EdgeError> {
     let frame_size = frame_size(config, interfaces, mode);
+    if large.is_some()
+        && let Some(reason) = takes_no_long_packets(interfaces, mode)
+    {
+        return Ok(Err(reason));
+    }
     if mode == Mode::ZeroCopy
         && large.is_some()
         && let Some(reason) = too_long_for_zero_copy(config, interfaces, frame_size)
@@ -277,8 +283,10 @@ fn bind_all(
                     return Ok(Err(zero_copy_refusal(interface, &error)));
                 }
                 Err(error) if large.is_some() && error.raw_os_error() == Some(libc::EINVAL) => {
-                    let why = "the kernel takes no packets of several frames, for MTUs over";
-                    return Ok(Err(format!("{why} {} (Linux 6.6 or newer is needed)", room(frame_size) - LAYER2)));
+                    return Ok(Err(format!(
+                        "queue {queue} of {} takes no packets of several frames: {error}",
+                        interface.name
+                    )));
                 }
                 Err(error) => return Err(bind_error(&binding, error)),
             }
@@ -364,6 +372,27 @@ pub(super) fn large(config: &EdgeConfig, interfaces: &[Interface]) -> Option<u32
     is_needed.then(|| (longest + GROWTH).next_multiple_of(64).min(parts * room).min(u32::from(u16::MAX)))
 }
 
+/// Why packets of several frames would be lost with this kernel or driver.
+fn takes_no_long_packets(interfaces: &[Interface], mode: Mode) -> Option<String> {
+    let release = release();
+    if !quirks::knows_long_packets(&release) {
+        return Some(format!(
+            "Linux {release} loses packets of several frames on all but the first of sockets that share memory: Linux 6.7 or \
+             6.6.11 is needed for MTUs over {}",
+            room(4096) - LAYER2
+        ));
+    }
+    let empty = |interface: &&Interface| mode != Mode::Generic && quirks::of(&interface.driver).empty_first_buffer;
+    let interface = interfaces.iter().find(empty)?;
+    let (name, driver) = (&interface.name, driver(interface));
+    Some(format!("the driver of {name}{driver} shows an XDP program no header of packets of several buffers"))
+}
+
+/// The kernel's, as `uname -r` has it.
+fn release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
 /// Why the ports can't take packets in several frames of this size in zero-copy mode. (A driver without any zero-copy says so
 /// itself, when a socket is bound.)
 fn too_long_for_zero_copy(config: &EdgeConfig, interfaces: &[Interface], frame_size: u32) -> Option<String> {
@@ -388,12 +417,12 @@ fn too_long_for_zero_copy(config: &EdgeConfig, interfaces: &[Interface], frame_s
              `ip link set {wide} mtu {fits}`"
         ));
     }
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release();
     (!quirks::leaves_long_packets_whole(&release)).then(|| {
         format!(
             "Linux {} writes over bytes of packets in several frames, which the MTU of {} of {} needs: Linux 7.0, 6.18.24 or \
              6.12.83 do not",
-            release.trim(),
+            release,
             longest.mtu,
             longest.name
         )

@@ -19,6 +19,8 @@ pub struct Driver {
     pub symmetric_xor: Option<(u32, u32)>,
     /// In zero-copy mode it wants frames of 4096 bytes.
     pub large_frames: bool,
+    /// An XDP program finds nothing in the first of several buffers, not even the headers.
+    pub empty_first_buffer: bool,
     /// The numbers of queues stay where they are enough.
     pub keep_queues: bool,
     /// With an XDP program attached it receives on one more queue for each CPU, where the device has as many to spare; and its
@@ -40,6 +42,7 @@ const UNKNOWN: Driver = Driver {
     frags: None,
     symmetric_xor: None,
     large_frames: false,
+    empty_first_buffer: false,
     keep_queues: false,
     spare_queues: false,
     is_virtual: false,
@@ -100,7 +103,12 @@ pub const DRIVERS: &[Driver] = &[
         zero_copy: Some((5, 3)),
         mtu: Some(3498),
         frags: Some((5, 18)),
-        notes: &["Takes `symmetric-or-xor` and not `symmetric-xor` (commit ecdff893384c, Linux 6.15)."],
+        empty_first_buffer: true,
+        notes: &[
+            "Takes `symmetric-or-xor` and not `symmetric-xor` (commit ecdff893384c, Linux 6.15).",
+            "With striding receive queues the first buffer that a program for several sees is empty \
+             (mlx5e_skb_from_cqe_mpwrq_nonlinear, Linux 6.4): MTUs over its largest for one buffer have generic mode only.",
+        ],
         ..UNKNOWN
     },
     Driver { name: "mvneta", frags: Some((5, 18)), ..UNKNOWN },
@@ -155,7 +163,10 @@ pub const ALL_DRIVERS: &[&str] = &[
     "A closed socket's queue is free some time later; until then bind answers EBUSY \
      (github.com/xdp-project/xdp-tutorial/issues/458).",
     "In zero-copy mode, kernels before 7.0, 6.18.24 and 6.12.83 note a packet's further buffers at the end of its first one, over \
-     its bytes (commit 1ee1605138fc, \"xsk: respect tailroom for ZC setups\"): there packets of several frames get no zero-copy.",
+     its bytes (commit 1ee1605138fc, \"xsk: respect tailroom for ZC setups\"): there packets of several frames get no zero-copy. \
+     (Before them, too, a full receive ring could leave half a packet in it.)",
+    "Packets of several frames came with Linux 6.6, but only the first of sockets that share memory took them (mended in 6.7 and \
+     6.6.11, commit d609f3d228a8): before, MTUs larger than a frame are served without longer packets, in generic mode.",
 ];
 
 /// The kernels from which on packets of several frames are left whole in zero-copy mode, see [`ALL_DRIVERS`]: of the lines that
@@ -164,9 +175,22 @@ const LEFT_WHOLE: [[u32; 3]; 3] = [[6, 12, 83], [6, 18, 24], [7, 0, 0]];
 
 /// Whether this kernel (as `uname -r` has it) leaves packets of several frames whole in zero-copy mode.
 pub fn leaves_long_packets_whole(release: &str) -> bool {
+    has(release, &LEFT_WHOLE)
+}
+
+/// The kernels from which on all sockets on a umem take packets of several frames, see [`ALL_DRIVERS`].
+const INHERITED: [[u32; 3]; 2] = [[6, 6, 11], [6, 7, 0]];
+
+/// Whether this kernel (as `uname -r` has it) takes packets of several frames on all sockets of a umem.
+pub fn knows_long_packets(release: &str) -> bool {
+    has(release, &INHERITED)
+}
+
+/// Whether a kernel has what came with these: earlier ones by a line's own mend, the last and all after it.
+fn has(release: &str, since: &[[u32; 3]]) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|word| word.parse::<u32>().unwrap_or(0));
     let now: [u32; 3] = std::array::from_fn(|_| numbers.next().unwrap_or(0));
-    now >= LEFT_WHOLE[2] || LEFT_WHOLE.iter().any(|since| now[..2] == since[..2] && now >= *since)
+    since.last().is_some_and(|last| now >= *last) || since.iter().any(|it| now[..2] == it[..2] && now >= *it)
 }
 
 /// The table as `docs/NIC.md` has it.
@@ -220,6 +244,20 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(leaves_long_packets_whole(release), whole, "{release}");
+        }
+    }
+
+    #[test]
+    fn kernels_that_know_packets_of_several_frames_are_known() {
+        for (release, knows) in [
+            ("6.1.0", false),
+            ("6.6.10", false),
+            ("6.6.11", true),
+            ("6.6.87+deb", true),
+            ("6.7.0", true),
+            ("7.0", true),
+        ] {
+            assert_eq!(knows_long_packets(release), knows, "{release}");
         }
     }
 

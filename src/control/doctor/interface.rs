@@ -4,14 +4,11 @@ use super::Line;
 use super::facts::{Card, Facts};
 use super::machine::version;
 use crate::control::nic::HARMFUL;
-use crate::xdp::{FIELDS_ALL, FlowType, HEADROOM, MAX_QUEUES, PROGRAM_NAME, frames_needed, quirks};
+use crate::xdp::{FIELDS_ALL, FlowType, HEADROOM, LAYER2, MAX_QUEUES, PROGRAM_NAME, frames_needed, quirks};
 
-/// Bytes of the largest frame, of the longest packet in it with its layer-2 header, and of that header.
+/// Bytes of the largest frame, and of the longest packet in it with its layer-2 header.
 const FRAME: u32 = 4096;
 const ROOM: u32 = FRAME - HEADROOM as u32;
-const LAYER2: u32 = 18;
-/// The first kernel with AF_XDP packets in several frames (`XDP_USE_SG`).
-const SEVERAL_FRAMES: (u32, u32) = (6, 6);
 
 pub(super) fn examine(card: &Card, facts: &Facts) -> Vec<Line> {
     let name = card.interface.name.as_str();
@@ -226,14 +223,16 @@ fn mtu(card: &Card, facts: &Facts) -> Line {
             known.mtu.map_or(mtu.to_string(), |_| format!("{mtu}, up to {most} in one frame")),
         );
     }
-    if kernel.is_some_and(|kernel| kernel < SEVERAL_FRAMES) {
-        let what = format!("{mtu}: before Linux 6.6 no packets over {most} bytes, but in generic mode up to {ROOM}");
+    if !quirks::knows_long_packets(&facts.release) {
+        let what =
+            format!("{mtu}: before Linux 6.7 or 6.6.11 no packets over {most} bytes, but in generic mode up to {ROOM}");
         return reduce(Line::problem(name, "mtu", what), most);
     }
     let by_table = known.frags.zip(kernel).is_some_and(|(since, kernel)| kernel >= since);
-    if !card.xdp.map_or(by_table, |features| features.frags()) {
-        let what =
-            format!("{mtu}: {driver} has no packets of several buffers, so over {most} bytes only generic mode, slow");
+    if known.empty_first_buffer || !card.xdp.map_or(by_table, |features| features.frags()) {
+        let what = format!(
+            "{mtu}: {driver} has no packets of several buffers for xrouter, so over {most} bytes only generic mode, slow"
+        );
         return reduce(Line::warning(name, "mtu", what), most);
     }
     let needed = frames_needed(mtu, FRAME, true).max(2);

@@ -217,16 +217,17 @@ fn an_interface_is_looked_at() {
     };
     let features = |bits, zero_copy_segments| Some(XdpFeatures { bits, zero_copy_segments });
     says(&jumbo("igb", features(0xf, 1)), Warning, "over 3046 bytes only generic mode", "ip link set eth0 mtu 3046");
-    says(&jumbo("nfp", features(0xf, 1)), Warning, "over 3822 bytes only generic mode", "mtu 3822");
+    says(&jumbo("nfp", features(0xf, 1)), Warning, "over 3814 bytes only generic mode", "mtu 3814");
     says(&jumbo("virtio_net", features(0x6f, 1)), Warning, "3 frames a packet, virtio_net 1", "mtu 3506");
     says(&jumbo("i40e", features(0x6f, 2)), Warning, "i40e 2 in zero-copy mode: copy mode", "mtu 3046");
     says(&jumbo("veth", features(0x67, 1)), Ok, "in up to 3 frames", "");
     says(&jumbo("ice", None), Ok, "in up to 3 frames", "");
+    says(&jumbo("mlx5_core", features(0x6f, 1)), Warning, "over 3498 bytes only generic mode", "mtu 3498");
     says(&jumbo("ixgbe", None), Warning, "over 3050 bytes only generic mode", "mtu 3050");
     let mut old = facts();
     (old.release, old.cards[0].interface.mtu) = ("6.1.0".into(), 9000);
     let old = examine(&old).lines.into_iter().find(|line| line.topic == "mtu").expect("the line");
-    says(&old, Problem, "before Linux 6.6", "mtu 3046");
+    says(&old, Problem, "before Linux 6.7", "mtu 3046");
     says(&of_card("numa", |it| it.node = None), Ok, "one node", "");
     says(&changed("numa", |it| it.nodes = 2), Ok, "node 0 of 2: its cores are 0-7", "");
 }
