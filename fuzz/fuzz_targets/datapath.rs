@@ -157,7 +157,6 @@ impl World {
                 true => vector(TRANSLATING6, Family::V6),
                 false => vector(&rules::default_policy(Family::V6, "lan0", "wan0"), Family::V6),
             },
-            host_nat: false,
         };
         let settings = Settings { max: usize::from(case.max) + 1, checksum: case.checksum, ..Settings::default() };
         let mut builder = routing();
