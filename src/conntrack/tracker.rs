@@ -340,11 +340,23 @@ impl Conntrack {
         hash: u64,
         now: Instant,
     ) -> Result<Tracked, DropReason> {
-        self.forget_prepared();
-        match self.update(known.0, known.1, packet, frame, now) {
+        match self.track_further(known, packet, frame, now) {
             Some(tracked) => Ok(tracked),
             None => self.track(packet, frame, hash, Template::DEFAULT, now),
         }
+    }
+
+    /// The same, unless the packet begins the connection anew: `None`, and it is to be tracked as if nothing was known.
+    #[inline(always)]
+    pub fn track_further(
+        &mut self,
+        known: (ConnId, Direction),
+        packet: &Packet,
+        frame: &[u8],
+        now: Instant,
+    ) -> Option<Tracked> {
+        self.forget_prepared();
+        self.update(known.0, known.1, packet, frame, now)
     }
 
     /// For a packet that is not tracked: what was prepared for the one before is not its.

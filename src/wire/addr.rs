@@ -157,6 +157,20 @@ impl fmt::Debug for Addr {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
+    /// In one word, to be handed on in a register: the first byte is the lowest.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        let Mac([a, b, c, d, e, f]) = self;
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    }
+
+    /// From [`Mac::to_word`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Mac {
+        let [a, b, c, d, e, f, ..] = word.to_le_bytes();
+        Mac([a, b, c, d, e, f])
+    }
+
     /// Whether the group bit is set (multicast, broadcast).
     pub const fn is_group(self) -> bool {
         self.0[0] & 1 != 0
