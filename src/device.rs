@@ -178,11 +178,11 @@ impl FramePool {
     /// # Panics
     /// When the size is 0 or over 64 KiB, or a number too high.
     pub fn add_large(&mut self, count: usize, size: usize, first: u32) {
+        assert!(first as usize + count <= Frame::LARGE as usize, "large frame numbers run out");
         let numbers = Frame::LARGE + first..=u32::MAX;
         let memory: &'static mut [u8] = Box::leak(vec![0u8; count * size].into_boxed_slice());
         let frames = memory.chunks_exact_mut(size).zip(numbers).map(|(chunk, number)| Frame::new(number, chunk, 0));
         self.large.extend(frames);
-        assert!(first as usize + count <= Frame::LARGE as usize, "large frame numbers run out");
     }
 
     /// A free frame, if there is one; never a large one.

@@ -288,7 +288,7 @@ fn sockets(page: &mut Page, report: &StatsReport) {
     }
     let help = "Packets longer than a frame, dropped because no large frame was free.";
     per_queue(page, report, "xrouter_rx_no_large_frame_total", help, |queue| queue.rx_no_large_frame);
-    let help = "Packets dropped because longer than the MTU at start.";
+    let help = "Packets dropped because longer than a large frame, which the MTUs at start fit.";
     per_queue(page, report, "xrouter_rx_too_long_total", help, |queue| queue.rx_too_long);
     per_queue(page, report, "xrouter_xsk_wakeups_total", "System calls to wake the driver.", |queue| queue.wakeups);
 }

@@ -485,7 +485,7 @@ impl StatsReport {
             }
             for (name, count, why) in [
                 ("rx_no_large_frame", queue.rx_no_large_frame, "more long packets than large frames"),
-                ("rx_too_long", queue.rx_too_long, "longer than the MTU at start"),
+                ("rx_too_long", queue.rx_too_long, "longer than the MTUs at start"),
             ] {
                 if count > 0 {
                     writeln!(f, "  {count:>14}  {name:<20}  {} queue {}, {why}", queue.device, queue.queue)?;
